@@ -1,0 +1,63 @@
+"""The `align` command. Imports lazily: `align --help` is answered without torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from align import __version__
+from align.errors import UserError, UserErrors, run_main
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError("command line", message, f"see {self.prog} --help")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run_main(lambda: run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Runs one command. Raises UserError."""
+    parser = _Parser(prog="align", description="Train language models on negative examples.")
+    parser.add_argument("--version", action="version", version=f"align {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    check = commands.add_parser("check", help="check recipes without loading a model or data")
+    check.add_argument("recipes", nargs="+", metavar="RECIPE", help="recipe files; key=value overrides apply to all")
+    train = commands.add_parser("train", help="run a recipe in this process (accelerate launch does it on several)")
+    train.add_argument("recipe", metavar="RECIPE")
+    train.add_argument("overrides", nargs="*", metavar="key=value")
+    given = parser.parse_args(arguments)
+    if given.command == "check":
+        check_recipes(given.recipes)
+    elif given.command == "train":
+        from align.train import main as train_main
+
+        train_main([given.recipe, *given.overrides])
+    else:
+        parser.print_help(sys.stderr)
+        raise UserError("command line", "names no command", "align check RECIPE, for example")
+
+
+def check_recipes(words: list[str]) -> None:
+    """Checks every recipe named; all mistakes of all of them are reported."""
+    from align import recipe
+
+    overrides = [word for word in words if "=" in word]
+    errors: list[UserError] = []
+    for path in (word for word in words if "=" not in word):
+        try:
+            loaded = recipe.load(path, overrides)
+        except UserErrors as error:
+            errors += error.errors
+        except UserError as error:
+            errors.append(error)
+        else:
+            print(f"{path}: ok ({loaded.objective['name']}, {loaded.model.path}, writes {loaded.output})")
+    if errors:
+        raise UserErrors(errors)
+
+
+if __name__ == "__main__":
+    main()

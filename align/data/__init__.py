@@ -1,0 +1,1 @@
+"""Rows: one record for every format, where they come from, tokens, steps, micro-batches."""

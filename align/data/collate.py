@@ -1,0 +1,149 @@
+"""Rows to micro-batches: which rank forwards which rows, and the tensors of the padded layout.
+
+Shapes: N responses, S tokens of the longest prompt plus response, T tokens of the longest response,
+M response tokens in all, P pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from align.data.tokenize import TokenizedRow
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some rows, padded on the right: every response behind its own copy of the prompt."""
+
+    rows: tuple[TokenizedRow, ...]  # empty: nothing to learn here, this rank only keeps step with the others
+    input_ids: Tensor  # (N, S)
+    attention_mask: Tensor  # (N, S)
+    positions: Tensor  # (M,) where in the flattened (N*S) tokens the prediction of a response token is read
+    targets: Tensor  # (M,) the response tokens
+    mask: Tensor  # (N, T) bool; its true entries, row by row, are the M tokens above
+    role: Tensor  # (N,)
+    prompt: Tensor  # (N,)
+    pairs: Tensor  # (P, 2)
+    weight: Tensor  # (N,)
+    reward: Tensor | None  # (N,) if every response has one
+
+    def to(self, device: torch.device) -> MicroBatch:
+        moved = {
+            field.name: value.to(device)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+    def select(self, responses: Tensor) -> MicroBatch:
+        """The same micro-batch with the responses (N,) bool only; pairs and rows are left out."""
+        token = responses[:, None].expand(self.mask.shape)[self.mask]  # (M,)
+        row = self.positions[token] // self.input_ids.shape[1]
+        rank = responses.long().cumsum(0) - 1
+        positions = rank[row] * self.input_ids.shape[1] + self.positions[token] % self.input_ids.shape[1]
+        return MicroBatch(
+            rows=(),
+            input_ids=self.input_ids[responses],
+            attention_mask=self.attention_mask[responses],
+            positions=positions,
+            targets=self.targets[token],
+            mask=self.mask[responses],
+            role=self.role[responses],
+            prompt=self.prompt[responses],
+            pairs=self.pairs[:0],
+            weight=self.weight[responses],
+            reward=None if self.reward is None else self.reward[responses],
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens forwarded, padding not counted."""
+        return int(self.attention_mask.sum()) if self.rows else 0
+
+
+def collate(rows: Sequence[TokenizedRow], pad_id: int) -> MicroBatch:
+    """The padded layout of some rows; no rows give a stand-in of two tokens that nothing is learned from."""
+    if not rows:
+        token, one = torch.tensor([[pad_id, pad_id]]), torch.ones(1)
+        return MicroBatch(
+            (), token, torch.ones_like(token), torch.tensor([0]), token[0, :1], torch.ones(1, 1, dtype=torch.bool),
+            torch.tensor([0]), torch.tensor([0]), torch.empty(0, 2, dtype=torch.long), one, None,
+        )  # fmt: skip
+    flat = [(index, row.prompt_ids, response) for index, row in enumerate(rows) for response in row.responses]
+    n = len(flat)
+    s = max(len(prompt_ids) + len(response.ids) for _, prompt_ids, response in flat)
+    t = max(len(response.ids) for _, _, response in flat)
+    input_ids = torch.full((n, s), pad_id)
+    attention_mask = torch.zeros(n, s, dtype=torch.long)
+    mask = torch.zeros(n, t, dtype=torch.bool)
+    positions, targets = [], []
+    for index, (_, prompt_ids, response) in enumerate(flat):
+        start, end = len(prompt_ids), len(prompt_ids) + len(response.ids)
+        input_ids[index, :end] = torch.tensor([*prompt_ids, *response.ids])
+        attention_mask[index, :end] = 1
+        mask[index, : len(response.ids)] = True
+        positions.append(torch.arange(start - 1, end - 1) + index * s)
+        targets.append(torch.tensor(response.ids))
+    rewards = [response.reward for _, _, response in flat]
+    return MicroBatch(
+        rows=tuple(rows),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        positions=torch.cat(positions),
+        targets=torch.cat(targets),
+        mask=mask,
+        role=torch.tensor([response.role for _, _, response in flat]),
+        prompt=torch.tensor([index for index, _, _ in flat]),
+        pairs=_pairs(flat),
+        weight=torch.tensor([response.weight for _, _, response in flat]),
+        reward=None if None in rewards else torch.tensor(rewards, dtype=torch.float32),
+    )
+
+
+def _pairs(flat: list) -> Tensor:
+    """(P, 2) all (positive, negative) pairs of the same prompt."""
+    positives = [(prompt, index) for index, (prompt, _, response) in enumerate(flat) if response.role > 0]
+    negatives = [(prompt, index) for index, (prompt, _, response) in enumerate(flat) if response.role < 0]
+    pairs = [(good, bad) for one, good in positives for other, bad in negatives if one == other]
+    return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+
+
+def padded_tokens(rows: Sequence[TokenizedRow]) -> int:
+    """Tokens of the padded layout of some rows, padding included: what `train.tokens_per_device` bounds."""
+    lengths = [length for row in rows for length in row.lengths()]
+    return len(lengths) * max(lengths, default=0)
+
+
+def share_out(rows: Sequence[TokenizedRow], *, world: int, tokens_per_device: int) -> list[list[list[TokenizedRow]]]:
+    """Deals the rows of a step to ranks: `[rank][micro-batch][row]`, the same number of micro-batches on all.
+
+    A row is never split. Rows of like length lie together, and there are as few micro-batches as
+    `tokens_per_device` allows. A rank may get empty micro-batches when there are fewer rows than places.
+    """
+    ordered = sorted(rows, key=lambda row: max(row.lengths()), reverse=True)
+    fewest = sum(sum(row.lengths()) for row in ordered) // (world * tokens_per_device) + 1
+    for each in range(fewest, max(fewest, len(ordered)) + 1):
+        bins = _cut(ordered, world * each)
+        if all(padded_tokens(group) <= tokens_per_device for group in bins) or world * each >= len(ordered):
+            break
+    return [bins[rank::world] for rank in range(world)]
+
+
+def _cut(ordered: list[TokenizedRow], count: int) -> list[list[TokenizedRow]]:
+    """`count` runs of neighbouring rows with about the same number of tokens; one row each where that is all."""
+    bins: list[list[TokenizedRow]] = [[] for _ in range(count)]
+    if count >= len(ordered):
+        for index, row in enumerate(ordered):
+            bins[index].append(row)
+        return bins
+    total, before = sum(sum(row.lengths()) for row in ordered), 0.0
+    for row in ordered:
+        size = sum(row.lengths())
+        bins[min(int((before + size / 2) * count / total), count - 1)].append(row)
+        before += size
+    return bins

@@ -1,0 +1,136 @@
+"""All rows of a recipe, read, split, tokenised and counted, before any weight is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from align.data import sources
+from align.data.collate import padded_tokens
+from align.data.examples import Example
+from align.data.sources import Ledger
+from align.data.tokenize import PromptTooLong, TokenizedResponse, TokenizedRow, encode_row
+from align.errors import UserError, shorten
+from align.objectives import NEGATIVE, POSITIVE, SAMPLE, Objective
+
+if TYPE_CHECKING:
+    from align.recipe import Recipe, Source
+
+_REQUIRED = {"negatives": NEGATIVE, "positives": POSITIVE}
+
+
+@dataclass(frozen=True)
+class HeldOutSet:
+    """Held-out rows of one role, under the name they have in the table."""
+
+    name: str
+    role: str  # positive | negative
+    rows: tuple[TokenizedRow, ...]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a run learns from and what it is measured on."""
+
+    train: list[TokenizedRow]
+    weights: list[float]  # how often a row is used in an epoch
+    held_out: list[HeldOutSet]
+    ledger: Ledger
+
+    def summary(self) -> str:
+        """One line for the screen: rows read, used, and dropped by reason."""
+        dropped = "".join(f" · {reason}: {count}" for reason, count in sorted(self.ledger.dropped.items()))
+        return f"rows read {self.ledger.read}, used {self.ledger.used}{dropped}"
+
+
+def load(recipe: Recipe, tokenizer, objective: Objective) -> Rows:
+    """Reads what the recipe names. Raises UserError if nothing usable is left, or a row can never fit a device."""
+    ledger, train, weights = Ledger(), [], []
+    kept_out: list[tuple[str, Example]] = []
+    for source in recipe.data.sources:
+        examples = sources.read(source.path, source.split, on_bad_rows=recipe.data.on_bad_rows, ledger=ledger)
+        if not source.path.startswith(sources.BUILTIN):  # builtin sets come with a held-out part of their own
+            examples, aside = sources.split_holdout(examples, recipe.eval.holdout)
+            kept_out += [(source.path, example) for example in aside]
+            for example in aside:
+                ledger.drop("held out", example.place)
+        for example in examples:
+            row = _encode(example, recipe, tokenizer, objective, ledger)
+            if row is not None:
+                train.append(row)
+                weights.append(source.weight)
+    ledger.used = len(train)
+    if not train:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(ledger.dropped.items()))
+        raise UserError("data.sources", f"no row can be used ({reasons or 'none were read'})", _way_out(objective))
+    _check_fit(train, recipe, objective)
+    return Rows(train, weights, _held_out_sets(recipe, kept_out, tokenizer), ledger)
+
+
+def _encode(example: Example, recipe: Recipe, tokenizer, objective: Objective, ledger: Ledger) -> TokenizedRow | None:
+    """The row in tokens, or None (and a ledger entry) if the objective cannot use it."""
+    roles = objective.roles() - ({SAMPLE} if "samples" in objective.needs else set())
+    try:
+        row = encode_row(tokenizer, example, roles=roles, max_length=recipe.data.max_length, ledger=ledger)
+    except PromptTooLong:
+        ledger.drop("row dropped: prompt too long", example.place)
+        return None
+    found = {response.role for response in row.responses}
+    needed = set(objective.needs) | ({"positives", "negatives"} if "pairs" in objective.needs else set())
+    for need, role in _REQUIRED.items():
+        if need in needed and role not in found:
+            ledger.drop(f"row dropped: no {need}", example.place)
+            return None
+    return row
+
+
+def _way_out(objective: Objective) -> str:
+    needs = [need for need in objective.needs if need in ("positives", "negatives", "pairs")]
+    return f"the objective needs {' and '.join(needs)}: give rows that have them"
+
+
+def _check_fit(train: list[TokenizedRow], recipe: Recipe, objective: Objective) -> None:
+    """A row is never split, so each must fit `train.tokens_per_device`, its samples at full length included."""
+    k = recipe.sampling.k if "samples" in objective.needs else 0
+    longest = (0,) * recipe.sampling.max_new_tokens
+    for row in train:
+        room = recipe.data.max_length - len(row.prompt_ids)
+        samples = (TokenizedResponse(longest[:room], SAMPLE),) * k
+        need = padded_tokens([TokenizedRow(row.prompt_ids, (*row.responses, *samples), row.example)])
+        if need > recipe.train.tokens_per_device:
+            what = f"a prompt with all its responses takes up to {need} tokens, train.tokens_per_device is "
+            fix = "raise it, or lower data.max_length, sampling.k or sampling.max_new_tokens"
+            raise UserError(row.example.place, f"{what}{recipe.train.tokens_per_device}", fix)
+
+
+def _held_out_sets(recipe: Recipe, kept_out: list[tuple[str, Example]], tokenizer) -> list[HeldOutSet]:
+    groups: dict[str, list[Example]] = {}
+    for source in recipe.eval.sources:
+        groups.setdefault(_title(source), []).extend(
+            sources.read(source.path, source.split, on_bad_rows=recipe.data.on_bad_rows, ledger=Ledger())
+        )
+    for path, example in kept_out:
+        groups.setdefault(shorten(path, 28), []).append(example)
+    sets = []
+    for title, examples in groups.items():
+        for role, number, label in (("negative", NEGATIVE, "negatives"), ("positive", POSITIVE, "good answers")):
+            rows = [_held_out_row(example, number, recipe, tokenizer) for example in examples if example.texts(role)]
+            rows = [row for row in rows if row is not None and row.responses]
+            if rows:
+                sets.append(HeldOutSet(f"{title}: {label}", role, tuple(rows)))
+    return sets
+
+
+def _held_out_row(example: Example, role: int, recipe: Recipe, tokenizer) -> TokenizedRow | None:
+    try:
+        return encode_row(tokenizer, example, roles={role}, max_length=recipe.data.max_length, ledger=Ledger())
+    except PromptTooLong:
+        return None
+
+
+def _title(source: Source) -> str:
+    return (
+        f"{shorten(source.path, 28)} {source.split}"
+        if source.path.startswith(sources.BUILTIN)
+        else shorten(source.path, 28)
+    )

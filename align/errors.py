@@ -1,0 +1,60 @@
+"""Errors a user can cause and mend: one line on stderr each, exit code 2, never a traceback."""
+
+import sys
+from collections.abc import Callable
+
+FAILED, USER_ERROR = 1, 2
+
+
+class UserError(Exception):
+    """Something the user can fix: `where` it is, `what` is wrong, and the way out.
+
+    Raised anywhere; `run_main` turns it into one line on stderr and exit code 2.
+    """
+
+    def __init__(self, where: str, what: str, fix: str = ""):
+        self.where, self.what, self.fix = where, what, fix
+        super().__init__(printable(f"{where}: {what}" + (f"; {fix}" if fix else "")))
+
+
+class UserErrors(UserError):
+    """Several user errors, found together and reported together, one line each."""
+
+    def __init__(self, errors: list[UserError], note: str = ""):
+        self.errors = errors
+        Exception.__init__(self, "\n".join([str(error) for error in errors] + ([note] if note else [])))
+
+
+def printable(text: str) -> str:
+    """`text` on one line, control characters (terminal escapes in data, say) shown as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shorten(value: object, limit: int = 60) -> str:
+    """`value` as it may appear in a message: one printable line of at most `limit` characters."""
+    text = printable(value if isinstance(value, str) else repr(value))
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Runs a program's `main` and leaves with the exit code of the README: 0 done, 1 failed, 2 user error."""
+    try:
+        main()
+    except UserError as error:
+        if is_first_process():
+            print(error, file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except FloatingPointError as error:
+        if is_first_process():
+            print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def is_first_process() -> bool:
+    """Whether this process is rank 0 (or the only one), asked of the launcher's environment."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,235 @@
+"""A training job: from a checked recipe to a finished run folder, in the order a reader would do it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from transformers import TrainingArguments, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import logging as transformers_logging
+
+from align import models
+from align.data import load as data_load
+from align.data.load import Rows
+from align.data.stream import StepPlan
+from align.errors import UserError, shorten
+from align.evaluation.before_after import BeforeAfter
+from align.evaluation.heldout import HeldOut
+from align.negatives.sampling import Sampler
+from align.progress import DrawSamples, NameCheckpoints, ProgressLine
+from align.provenance import environment
+from align.recipe import Recipe
+from align.reference import ADAPTER_OFF, FROZEN, References, freeze
+from align.run import RunFolder, write_json, write_text
+from align.scoring.logprobs import check_head
+from align.trainer import AlignTrainer, Steps
+
+# Where the recipe is silent and transformers' default is not ours; `train.hf` has the last word.
+DEFAULTS = {"lr_scheduler_type": "linear", "weight_decay": 0.0, "report_to": "none", "save_total_limit": 2}
+
+
+def train(recipe: Recipe) -> None:
+    """Runs the recipe, or goes on with it. Raises UserError; FloatingPointError if a loss is not finite."""
+    run = RunFolder(recipe.output)
+    checkpoint = run.resume_from(recipe.train.resume)
+    if run.finished() and recipe.train.resume:
+        return say(f"{run.path} is finished already; the result is in {run.final}")
+    args = training_arguments(recipe, run)
+    transformers_logging.disable_progress_bar()
+    set_seed(recipe.train.seed)
+    objective, tokenizer = recipe.build_objective(), models.load_tokenizer(recipe.model)
+    rows = data_load.load(recipe, tokenizer, objective)
+    policy = load_policy(recipe, args)
+    references = load_references(recipe, policy, args) if "reference" in objective.needs else None
+    plan, sampler, steps = plan_steps(recipe, rows, tokenizer, run, "samples" in objective.needs)
+    say(rows.summary())
+    trainer = AlignTrainer(
+        model=policy,
+        args=args,
+        objective=objective,
+        references=references,
+        steps=steps,
+        run=run,
+        processing_class=tokenizer,
+    )
+    say(describe(recipe, trainer, plan, args))
+    report = add_callbacks(trainer, run, recipe, rows, sampler, tokenizer)
+    start_run_folder(run, recipe, policy, args, checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if PartialState().is_main_process:
+        write_json(run.data, rows.ledger.as_dict())
+    report.after()
+    save_final(trainer, run)
+    say(f"result: {run.final}")
+
+
+def say(text: str) -> None:
+    """Prints on the first rank."""
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
+def training_arguments(recipe: Recipe, run: RunFolder) -> TrainingArguments:
+    """TrainingArguments of a recipe; made before any weight is loaded, since DeepSpeed shards while loading."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
+        raise UserError("accelerate", "FSDP has never been tried with this trainer", "use DDP or DeepSpeed ZeRO")
+    options = recipe.train
+    given = DEFAULTS | options.hf | {
+        "output_dir": str(run.checkpoints),
+        "run_name": recipe.name,
+        "learning_rate": options.learning_rate,
+        "seed": options.seed,
+        "num_train_epochs": 1,  # the data loader is the whole run
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 1,  # one item of the data loader is one optimiser step
+        "bf16": choose_precision(options.precision) == "bf16",
+        "save_strategy": "steps" if options.save_every else "no",
+        "save_steps": options.save_every or 500,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "remove_unused_columns": False,
+        "prediction_loss_only": True,
+        "ignore_data_skip": True,  # the loader itself begins at the right step
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+    }  # fmt: skip
+    try:
+        args = TrainingArguments(**given)
+    except (TypeError, ValueError, ImportError) as error:
+        raise UserError("train.hf", shorten(error, 200), "see transformers.TrainingArguments") from None
+    if args.n_gpu > 1:
+        fix = "accelerate launch --num_processes N, or set CUDA_VISIBLE_DEVICES to one"
+        raise UserError("accelerate", f"one process sees {args.n_gpu} GPUs", fix)
+    return args
+
+
+def choose_precision(wanted: str) -> str:
+    """fp32 or bf16. `auto`: bf16 on a GPU that computes it, else fp32."""
+    if wanted != "auto":
+        return wanted
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def load_policy(recipe: Recipe, args: TrainingArguments) -> nn.Module:
+    """The policy with its adapter. Weights that train are float32 (master copies); frozen ones follow the precision."""
+    frozen_base = recipe.model.adapter is not None and args.bf16
+    policy = models.load_model(recipe.model, dtype=torch.bfloat16 if frozen_base else torch.float32)
+    if recipe.model.adapter is not None:
+        policy = models.add_adapter(policy, recipe.model.adapter, recipe.train.seed)
+    if args.gradient_checkpointing:
+        policy.enable_input_require_grads()
+    if not is_deepspeed_zero3_enabled():  # sharded weights cannot run before DeepSpeed has wrapped them
+        difference = check_head(policy)
+        if difference > (0.2 if frozen_base else 1e-3):
+            what = f"{shorten(recipe.model.path)}: log-probs differ from the model's own by {difference:.2g}"
+            raise UserError("model.path", what, "this model's head is not supported yet")
+    elif type(policy.get_output_embeddings()) is not nn.Linear:
+        raise UserError("model.adapter.targets", "an adapter on the LM head does not work under ZeRO-3", "use ZeRO-2")
+    return policy
+
+
+def load_references(recipe: Recipe, policy: nn.Module, args: TrainingArguments) -> References:
+    """The models that references need beside the policy itself."""
+    import dataclasses
+
+    names = {recipe.reference.policy, recipe.reference.samples} - {None, ADAPTER_OFF}
+    loaded = {}
+    for name in sorted(names):
+        path = recipe.model.path if name == FROZEN else name
+        model = models.load_model(dataclasses.replace(recipe.model, path=path, adapter=None), dtype=policy.dtype)
+        if model.config.vocab_size != policy.config.vocab_size:
+            what = f"{shorten(name)} has {model.config.vocab_size} words, the policy {policy.config.vocab_size}"
+            raise UserError("reference", what, "a reference must share the policy's tokenizer")
+        loaded[name] = _on_device(freeze(model), args)
+    return References(recipe.reference.policy, recipe.reference.samples, loaded)
+
+
+def _on_device(model: nn.Module, args: TrainingArguments) -> nn.Module:
+    """Where a frozen model computes: this rank's device, or sharded over all ranks under ZeRO-3."""
+    if not is_deepspeed_zero3_enabled():
+        return model.to(args.device)
+    import deepspeed
+
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}, "bf16": {"enabled": args.bf16}}
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    return engine.eval()
+
+
+def plan_steps(recipe: Recipe, rows: Rows, tokenizer, run: RunFolder, wants_samples: bool):
+    """(StepPlan, Sampler or None, Steps): which rows at which step, and on which rank."""
+    options, state = recipe.train, PartialState()
+    plan = StepPlan(
+        rows.weights, prompts_per_step=options.prompts_per_step, epochs=options.epochs,
+        max_steps=options.max_steps, seed=options.seed,
+    )  # fmt: skip
+    sampler = None
+    if wants_samples:
+        sampler = Sampler(
+            rows.train, plan, tokenizer, recipe.sampling, seed=options.seed, max_length=recipe.data.max_length,
+            folder=run.samples, ledger=rows.ledger, equal_calls=is_deepspeed_zero3_enabled(),
+        )  # fmt: skip
+    steps = Steps(
+        rows.train, plan, sampler, rank=state.process_index, world=state.num_processes,
+        tokens_per_device=options.tokens_per_device, pad_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    return plan, sampler, steps
+
+
+def describe(recipe: Recipe, trainer: AlignTrainer, plan: StepPlan, args: TrainingArguments) -> str:
+    """What is about to run, in one line."""
+    trained = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
+    everything = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
+    where = f"{PartialState().num_processes} x {args.device.type}"
+    precision = "bf16" if args.bf16 else "fp32"
+    return (
+        f"{recipe.name}: {recipe.objective['name']} on {shorten(recipe.model.path)} · {trained:,} of {everything:,} weights · "
+        f"{len(plan)} steps, {plan.epochs:.2f} epochs · {where}, {precision} (train.precision: {recipe.train.precision})"
+    )
+
+
+def add_callbacks(
+    trainer, run: RunFolder, recipe: Recipe, rows: Rows, sampler: Sampler | None, tokenizer
+) -> BeforeAfter:
+    held_out = HeldOut(
+        rows.held_out, state=PartialState(), device=trainer.args.device,
+        tokens_per_device=recipe.train.tokens_per_device, pad_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    report = BeforeAfter(run, trainer, held_out, tokenizer, every=recipe.eval.every, num_answers=recipe.eval.generate)
+    callbacks = [report, DrawSamples(sampler)] if sampler else [report]
+    for callback in [*callbacks, ProgressLine(), NameCheckpoints(run)]:
+        trainer.add_callback(callback)
+    return report
+
+
+def start_run_folder(run: RunFolder, recipe: Recipe, policy: nn.Module, args: TrainingArguments, checkpoint) -> None:
+    """Writes what is known before the first step; a resumed run keeps what the start wrote."""
+    step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
+    digest = (
+        models.weights_hash(policy.get_base_model() if recipe.model.adapter else policy) if not checkpoint else None
+    )
+    if not PartialState().is_main_process:
+        return
+    if checkpoint:
+        print(f"going on from {checkpoint}, after step {step}", flush=True)
+    else:
+        write_json(run.environment, environment("bf16" if args.bf16 else "fp32", digest))
+    write_text(run.recipe, recipe.to_yaml())
+    run.forget_after(step)
+
+
+def save_final(trainer: AlignTrainer, run: RunFolder) -> None:
+    """The model or adapter with its tokenizer, under `final/` only when complete."""
+    unfinished = run.path / ".final"
+    trainer.save_model(str(unfinished))
+    PartialState().wait_for_everyone()
+    if PartialState().is_main_process:
+        (unfinished / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml says all of it
+        shutil.rmtree(run.final, ignore_errors=True)
+        os.replace(unfinished, run.final)
+    PartialState().wait_for_everyone()

@@ -1,0 +1,1 @@
+"""Where negatives, and the samples that hold against them, come from."""

@@ -1,0 +1,236 @@
+"""Samples of the policy's own: K answers a prompt, drawn in batches, filtered, kept in the run folder.
+
+The draw of a prompt depends on the seed, the round, the prompt and k alone: every sample has its own stream of
+uniform numbers and each token is read off the cumulative distribution. So batch size, world size and a
+restart do not change what is drawn (but for ties within float rounding).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm import tqdm
+from transformers import GenerationConfig, LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+
+from align.data.sources import Ledger
+from align.data.stream import StepPlan
+from align.data.tokenize import TokenizedResponse, TokenizedRow, encode_prompt
+from align.objectives import SAMPLE
+
+if TYPE_CHECKING:
+    from align.recipe import Sampling
+
+
+class Sampler:
+    """Draws samples for the rows of the coming steps and hands out rows with their samples attached."""
+
+    def __init__(
+        self,
+        rows: list[TokenizedRow],
+        plan: StepPlan,
+        tokenizer,
+        config: Sampling,
+        *,
+        seed: int,
+        max_length: int,
+        folder: Path,
+        ledger: Ledger,
+        equal_calls: bool,
+    ):
+        self.rows, self.plan, self.tokenizer, self.config = rows, plan, tokenizer, config
+        self.seed, self.max_length, self.folder, self.ledger = seed, max_length, folder, ledger
+        self.equal_calls = equal_calls  # ZeRO-3: every rank must call the model equally often
+        self.round: int | None = None
+        self.drawn: dict[str, list[list[int]]] = {}  # prompt key -> token ids of its K samples
+        self.state = PartialState()
+
+    def prepare(self, model, step: int) -> None:
+        """Makes sure that samples for `step` (0-based) are at hand, drawing from `model` what is not."""
+        every = self.config.every
+        number = step // every if every else 0
+        if number == self.round or step >= len(self.plan):
+            return
+        last = (number + 1) * every if every else len(self.plan)
+        rows = [self.rows[index] for index in self.plan.rows_between(number * every, last)]
+        self.round, self.drawn = number, self._kept(number)
+        missing = {row.example.key: row for row in rows if row.example.key not in self.drawn}
+        if missing:
+            self.drawn |= self._draw(model, list(missing.values()), number)
+        for row in rows:
+            self._filter(row, count=True)
+
+    def row(self, index: int) -> TokenizedRow | None:
+        """A row with its usable samples; None if none is left."""
+        row = self.rows[index]
+        samples = self._filter(row, count=False)
+        return dataclasses.replace(row, responses=(*row.responses, *samples)) if samples else None
+
+    def _filter(self, row: TokenizedRow, *, count: bool) -> list[TokenizedResponse]:
+        samples: list[TokenizedResponse] = []
+        seen: set[str] = set()
+        unwanted = {_normal(text) for text in row.example.texts("negative")}
+        for ids in self.drawn[row.example.key]:
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            reason = flaw(ids, text, seen, unwanted)
+            if reason is None:
+                seen.add(_normal(text))
+                room = self.max_length - len(row.prompt_ids)
+                samples.append(TokenizedResponse(tuple(ids[:room]), SAMPLE))
+            elif count:
+                self.ledger.drop(f"sample dropped: {reason}", row.example.place)
+        if count and not samples:
+            self.ledger.drop("prompt dropped: no usable sample", row.example.place)
+        return samples
+
+    def _kept(self, number: int) -> dict[str, list[list[int]]]:
+        """Samples of this round that are in the run folder already, on any rank's disk."""
+        found: dict[str, list[list[int]]] = {}
+        for file in sorted(self.folder.glob(f"round-{number}.rank*.jsonl")):
+            for line in file.read_text(encoding="utf-8").split("\n")[:-1]:  # a last line cut by a kill is no line
+                record = json.loads(line)
+                found[record["prompt_key"]] = [sample["ids"] for sample in record["samples"]]
+        return _merged(found)
+
+    def _draw(self, model, rows: list[TokenizedRow], number: int) -> dict[str, list[list[int]]]:
+        rows = sorted(rows, key=lambda row: len(row.prompt_ids), reverse=True)  # like lengths, little padding
+        per_call = max(1, self.config.batch_size // self.config.k)
+        mine = rows[self.state.process_index :: self.state.num_processes]
+        calls = [mine[start : start + per_call] for start in range(0, len(mine), per_call)]
+        if self.equal_calls:
+            longest = -(-len(rows) // self.state.num_processes)
+            calls += [rows[:1]] * (-(-longest // per_call) - len(calls))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        drawn: dict[str, list[list[int]]] = {}
+        file = self.folder / f"round-{number}.rank{self.state.process_index}.jsonl"
+        title, silent = f"sampling {self.config.k} answers a prompt", not self.state.is_main_process
+        with (
+            open(file, "a", encoding="utf-8") as out,
+            tqdm(total=len(mine), desc=title, unit="prompt", disable=silent) as bar,
+        ):
+            for group in calls:
+                fresh = self._generate(model, group, number)
+                for row in group:
+                    if row.example.key not in drawn:
+                        drawn[row.example.key] = fresh[row.example.key]
+                        out.write(json.dumps(self._record(row, fresh[row.example.key])) + "\n")
+                out.flush()
+                bar.update(len(group))
+        return _merged(drawn)
+
+    def _record(self, row: TokenizedRow, samples: list[list[int]]) -> dict:
+        texts = [{"text": self.tokenizer.decode(ids, skip_special_tokens=True), "ids": ids} for ids in samples]
+        return {"prompt_key": row.example.key, "prompt": row.example.prompt, "samples": texts}
+
+    def _generate(self, model, group: list[TokenizedRow], number: int) -> dict[str, list[list[int]]]:
+        prompts, uniforms = [], []
+        for row in group:
+            prompt = encode_prompt(self.tokenizer, row.example.prompt, self.config.instruction)
+            for index in range(self.config.k):
+                prompts.append(prompt)
+                uniforms.append(
+                    _uniforms(f"{self.seed}/{number}/{row.example.key}/{index}", self.config.max_new_tokens)
+                )
+        processors = [TemperatureLogitsWarper(self.config.temperature)]
+        if self.config.top_p < 1:
+            processors.append(TopPLogitsWarper(self.config.top_p))
+        width = max(map(len, prompts))
+        processors.append(_InverseCdf(torch.stack(uniforms), width))
+        answers = generate(model, self.tokenizer, prompts, self.config.max_new_tokens, processors)
+        k = self.config.k
+        return {row.example.key: answers[index * k : (index + 1) * k] for index, row in enumerate(group)}
+
+
+def generate(
+    model, tokenizer, prompts: list[list[int]], max_new_tokens: int, processors: list | None = None
+) -> list[list[int]]:
+    """Answers to prompts (token ids), as token ids up to and including the end-of-turn token.
+
+    Takes the likeliest token at each step, after `processors`. Nothing of the model's own generation settings
+    (repetition penalties and the like) enters: samples are to come from the policy itself.
+    """
+    device = model.get_input_embeddings().weight.device
+    width, stops = max(map(len, prompts)), stop_ids(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops)
+    input_ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(stops), pad_token_id=pad
+    )
+    own, was_training = model.generation_config, model.training
+    model.generation_config, model.config.use_cache = config, True
+    model.eval()
+    try:
+        with torch.no_grad():
+            output = model.generate(
+                input_ids, attention_mask=attention, generation_config=config, logits_processor=processors or []
+            )
+    finally:
+        model.generation_config, model.config.use_cache = own, False
+        model.train(was_training)
+    return [_until_stop(ids, stops) for ids in output[:, width:].tolist()]
+
+
+def stop_ids(model, tokenizer) -> set[int]:
+    """Tokens that end an answer: the tokenizer's and those of the model's generation settings."""
+    configured = model.generation_config.eos_token_id
+    more = configured if isinstance(configured, list) else [] if configured is None else [configured]
+    return {tokenizer.eos_token_id, *more}
+
+
+def flaw(ids: list[int], text: str, seen: set[str], unwanted: set[str]) -> str | None:
+    """Why a sample is of no use as an anchor: empty, degenerate, duplicate, equal to a negative; None if it is fine."""
+    if not text.strip():
+        return "empty"
+    if is_degenerate(ids):
+        return "degenerate"
+    if _normal(text) in unwanted:
+        return "equal to a negative"
+    return "duplicate" if _normal(text) in seen else None
+
+
+def is_degenerate(ids: list[int]) -> bool:
+    """Whether an answer runs in circles: under half of its runs of four tokens are distinct, or half is one token."""
+    runs = [tuple(ids[start : start + 4]) for start in range(len(ids) - 3)]
+    repeats = len(runs) >= 8 and len(set(runs)) < len(runs) / 2
+    return repeats or (len(ids) >= 8 and Counter(ids).most_common(1)[0][1] > len(ids) / 2)
+
+
+class _InverseCdf(LogitsProcessor):
+    """Leaves one token: the one where the cumulative distribution passes the sample's next uniform number."""
+
+    def __init__(self, uniforms: torch.Tensor, prompt_width: int):
+        self.uniforms, self.prompt_width = uniforms, prompt_width  # (samples, max_new_tokens)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = input_ids.shape[1] - self.prompt_width
+        cumulative = scores.double().softmax(-1).cumsum(-1)  # (samples, V)
+        wanted = self.uniforms[:, step : step + 1].to(cumulative) * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, wanted, right=True).clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
+
+
+def _uniforms(name: str, count: int) -> torch.Tensor:
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _until_stop(ids: list[int], stops: set[int]) -> list[int]:
+    end = next((index + 1 for index, token in enumerate(ids) if token in stops), len(ids))
+    return ids[:end]
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _merged(parts: dict) -> dict:
+    """One dictionary of all ranks' entries."""
+    return {key: value for part in gather_object([parts]) for key, value in part.items()}

@@ -1,0 +1,79 @@
+"""What a person and a run folder see while training goes on: callbacks of the loop."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import TrainerCallback
+
+from align.negatives.sampling import Sampler
+from align.run import RunFolder
+
+
+class ProgressLine(TrainerCallback):
+    """One line a step: step, loss, mean log-probs, tokens a second, time left. On a terminal it stays one line."""
+
+    def __init__(self):
+        self.started, self.first = time.monotonic(), 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.first = time.monotonic(), state.global_step
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        done = state.global_step - self.first
+        left = (time.monotonic() - self.started) / max(done, 1) * (state.max_steps - state.global_step)
+        roles = [(role, logs.get(f"logps/{role}")) for role in ("negative", "sample", "positive")]
+        parts = [f"step {state.global_step}/{state.max_steps}", f"loss {logs['loss']:.4f}"]
+        parts += [f"{role}s {value:.2f} nat/token" for role, value in roles if value is not None]
+        parts += [f"{logs['tokens_per_second']:.0f} tokens/s", f"{_clock(left)} left"]
+        line, live = " · ".join(parts), sys.stdout.isatty()
+        print(f"\r{line}\033[K" if live else line, end="" if live and left else "\n", flush=True)
+
+
+class DrawSamples(TrainerCallback):
+    """Has the policy's samples for the coming step ready, between steps, never inside one."""
+
+    def __init__(self, sampler: Sampler):
+        self.sampler = sampler
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.sampler.prepare(model, state.global_step)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.sampler.prepare(model, state.global_step)
+
+
+class NameCheckpoints(TrainerCallback):
+    """Gives a checkpoint its name `step-N` when it is complete, and prunes old ones.
+
+    The loop writes `checkpoint-N`; a run killed in between leaves that name, which no resume looks at.
+    """
+
+    def __init__(self, run: RunFolder):
+        self.run = run
+
+    def on_save(self, args, state, control, **kwargs):
+        everyone = PartialState()
+        everyone.wait_for_everyone()
+        if state.is_world_process_zero:
+            written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (written / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml says all of it
+            target = self.run.checkpoint(state.global_step)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(written, target)
+            if args.save_total_limit:
+                for step in self.run.checkpoint_steps()[: -args.save_total_limit]:
+                    shutil.rmtree(self.run.checkpoint(step))
+        everyone.wait_for_everyone()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

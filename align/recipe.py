@@ -1,0 +1,286 @@
+"""The recipe: every key of the YAML file, typed, bounded, with its sentence; loading and cross-field checks.
+
+A loaded `Recipe` is frozen and complete: what it does not say is not used anywhere.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from align import objectives, yaml_lines
+from align.data import sources
+from align.errors import UserError, UserErrors
+from align.models import check_path
+from align.schema import Reader, nearest, option
+from align.yaml_lines import dotted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    rank: int = option(16, ge=1, doc="Rank of the LoRA matrices.")
+    alpha: float | None = option(None, gt=0, doc="LoRA scale times rank; null means twice the rank.")
+    dropout: float = option(0.0, ge=0, lt=1, doc="Dropout in front of the LoRA matrices.")
+    targets: list[str] | str = option("all-linear", doc="Module names that get LoRA matrices, or 'all-linear'.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    path: str = option("smollm2-135m-instruct", doc="The embedded default, a folder, a .gguf file or a hub id.")
+    revision: str | None = option(None, doc="Branch, tag or commit of a hub id.")
+    adapter: Adapter | None = option(None, doc="LoRA adapter to train; null trains all weights.")
+    trust_remote_code: bool = option(False, doc="Run Python code that comes with the model.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    path: str = option(doc="builtin:NAME, a JSONL(.gz), CSV or Parquet file, a glob, or a hub id.")
+    split: str = option("train", doc="Split of a builtin or hub data set.")
+    weight: float = option(1.0, gt=0, doc="How often its rows are used in an epoch; 0.5 is a random half.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    sources: list[Source] = option(list, doc="Where rows come from.")
+    max_length: int = option(1024, ge=8, doc="Longest prompt plus response, in tokens; a longer response is cut.")
+    layout: str = option("padded", choices=("padded",), doc="How responses lie in a micro-batch.")
+    on_bad_rows: str = option("stop", choices=("stop", "skip"), doc="What a broken row does; skipped ones are counted.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    policy: str | None = option(None, doc="adapter_off, frozen (a copy of the start) or a model path; null chooses.")
+    samples: str | None = option(None, doc="Another reference for the samples only (D2O's second one).")
+    store: str = option("off", choices=("off",), doc="Log-probs on disk; off scores the reference at every step.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    k: int = option(4, ge=1, doc="Samples a prompt.")
+    temperature: float = option(1.0, gt=0, doc="Temperature of the policy that samples.")
+    top_p: float = option(1.0, gt=0, le=1, doc="Nucleus: smallest set of tokens with this probability.")
+    max_new_tokens: int = option(64, ge=1, doc="Longest sample, in tokens.")
+    every: int = option(0, ge=0, doc="Steps between draws from the current policy; 0 draws once, before training.")
+    instruction: str | None = option(None, doc="System prompt for sampling only; scoring uses the bare prompt.")
+    batch_size: int = option(48, ge=1, doc="Samples generated at once on a device.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    learning_rate: float = option(1e-4, gt=0, doc="Peak learning rate.")
+    epochs: float = option(1.0, gt=0, doc="Passes over the prompts.")
+    max_steps: int | None = option(None, ge=1, doc="Stop after this many optimiser steps; null: by epochs.")
+    prompts_per_step: int = option(16, ge=1, doc="Prompts in an optimiser step, over all ranks.")
+    tokens_per_device: int = option(4096, ge=16, doc="Most tokens, padding included, of a micro-batch on a device.")
+    seed: int = option(0, ge=0, doc="Seed of everything random.")
+    save_every: int = option(0, ge=0, doc="Steps between checkpoints; 0 saves only the end.")
+    resume: bool | str = option(False, doc="true (newest checkpoint, or the start) or a checkpoint folder.")
+    precision: str = option("auto", choices=("auto", "fp32", "bf16"), doc="Arithmetic; auto: bf16 where a GPU has it.")
+    hf: dict = option(dict, doc="Any other field of transformers.TrainingArguments.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    every: int = option(0, ge=0, doc="Steps between evaluations on the held-out rows; 0: before and after only.")
+    sources: list[Source] | None = option(
+        None, doc="Held-out rows; null: the sources' own held-out part, builtin:benign."
+    )
+    holdout: float = option(0.1, ge=0, lt=1, doc="Share of a file's prompts held out where eval.sources is null.")
+    generate: int = option(3, ge=0, doc="Held-out prompts answered before and after, for the eye.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Watches of a run; none can be set yet, a non-finite loss always stops the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    name: str = option(doc="Name of the run.")
+    model: Model = option(Model, doc="The policy.")
+    data: Data = option(Data, doc="Rows to learn from.")
+    reference: Reference = option(Reference, doc="Who the policy is compared with.")
+    sampling: Sampling = option(Sampling, doc="Samples of the policy's own.")
+    objective: dict = option(doc="name, and the objective's hyper-parameters.")
+    train: Train = option(Train, doc="Optimisation.")
+    eval: Eval = option(Eval, doc="Held-out measurements.")
+    guard: Guard = option(Guard, doc="Watches.")
+    output: str = option(doc="The run folder.")
+
+    def build_objective(self) -> objectives.Objective:
+        parameters = dict(self.objective)
+        return objectives.load(parameters.pop("name"))(**parameters)
+
+    def to_yaml(self) -> str:
+        """Every value, resolved: what the run folder keeps as `recipe.yaml`."""
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True, width=110)
+
+
+# TrainingArguments that a recipe says elsewhere, or that must not change: field -> where to say it.
+OWNED_BY_RECIPE = {
+    "output_dir": "output", "learning_rate": "train.learning_rate", "num_train_epochs": "train.epochs",
+    "max_steps": "train.max_steps", "seed": "train.seed", "data_seed": "train.seed", "save_steps": "train.save_every",
+    "save_strategy": "train.save_every", "bf16": "train.precision", "fp16": "train.precision",
+    "per_device_train_batch_size": "train.tokens_per_device", "gradient_accumulation_steps": "train.tokens_per_device",
+    "eval_steps": "eval.every", "eval_strategy": "eval.every", "resume_from_checkpoint": "train.resume",
+    "run_name": "name", "logging_nan_inf_filter": "nowhere: a non-finite loss always stops the run",
+    "remove_unused_columns": "nowhere", "prediction_loss_only": "nowhere", "label_names": "nowhere",
+    "ignore_data_skip": "nowhere", "load_best_model_at_end": "nowhere", "auto_find_batch_size": "train.tokens_per_device",
+    "logging_steps": "nowhere: every step is logged", "logging_strategy": "nowhere: every step is logged",
+    "disable_tqdm": "nowhere", "average_tokens_across_devices": "nowhere", "save_safetensors": "nowhere",
+    "deepspeed": "accelerate launch --use_deepspeed --deepspeed_config_file", "eval_on_start": "nowhere",
+    "label_smoothing_factor": "objective.label_smoothing", "group_by_length": "nowhere", "use_cpu": "nowhere",
+    "fsdp": "nowhere: FSDP has not been tried yet", "fsdp_config": "nowhere: FSDP has not been tried yet",
+    "train_sampling_strategy": "nowhere", "include_num_input_tokens_seen": "nowhere: metrics.jsonl has the tokens",
+}  # fmt: skip
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Reads and checks a recipe. Raises UserErrors with every mistake, one line each.
+
+    `overrides` are `key=value` texts such as `train.epochs=2` or `data.sources=[my.jsonl]`.
+    """
+    data, places = yaml_lines.load(Path(path))
+    for text in overrides or []:
+        _override(data, places, text)
+    reader = Reader(lambda at: _nearest_place(at, places), dotted)
+    _plain_sources(data)
+    recipe = reader.section(Recipe, data, ())
+    objective = _objective(reader, data.get("objective"))
+    if recipe is not None and objective is not None:
+        recipe = _resolve(recipe, objective)
+        _cross_checks(reader, recipe, objective, data)
+    if reader.errors:
+        raise UserErrors(reader.errors)
+    return recipe
+
+
+def _override(data: dict, places: dict, text: str) -> None:
+    key, equals, value = text.partition("=")
+    where = f"command line: {text}"
+    if not equals or not key:
+        raise UserError(where, "is not key=value", "write, for example, train.epochs=2")
+    *sections, last = key.split(".")
+    for section in sections:
+        if data.get(section) is None:
+            data[section] = {}
+        data = data[section]
+        if not isinstance(data, dict):
+            raise UserError(where, f"{section!r} has no keys", f"write {section}=...")
+    try:
+        data[last] = yaml_lines.parse_value(value)
+    except yaml.YAMLError:
+        raise UserError(where, "the value is not valid YAML", "quote it for the shell and for YAML") from None
+    at = tuple(key.split("."))
+    for inner in [other for other in places if other[: len(at)] == at]:
+        del places[inner]
+    places[at] = "command line"
+
+
+def _nearest_place(at: tuple, places: dict) -> str:
+    while at not in places and at:
+        at = at[:-1]
+    return places[at]
+
+
+def _plain_sources(data: dict) -> None:
+    """`sources: [my.jsonl]` is short for `sources: [{path: my.jsonl}]`."""
+    for section in ("data", "eval"):
+        given = (data.get(section) or {}).get("sources") if isinstance(data.get(section), dict) else None
+        if isinstance(given, list):
+            data[section]["sources"] = [{"path": item} if isinstance(item, str) else item for item in given]
+
+
+def _objective(reader: Reader, given: object) -> objectives.Objective | None:
+    if not isinstance(given, dict):
+        return None  # the section check has said so
+    name = given.get("name")
+    if not isinstance(name, str):
+        reader.fail(("objective", "name"), "is missing", "one of " + ", ".join(objectives.available()))
+        return None
+    try:
+        cls = objectives.load(name)
+    except LookupError as error:
+        reader.fail(("objective", "name"), str(error), nearest(name, objectives.available()))
+        return None
+    parameters = {key: value for key, value in given.items() if key != "name"}
+    return reader.section(cls, parameters, ("objective",))
+
+
+def _resolve(recipe: Recipe, objective: objectives.Objective) -> Recipe:
+    """Fills in what a recipe may leave open, so that the run folder's copy says everything."""
+    reference, evaluation = recipe.reference, recipe.eval
+    if reference.policy is None and "reference" in objective.needs:
+        policy = "adapter_off" if recipe.model.adapter else "frozen"
+        reference = dataclasses.replace(reference, policy=policy)
+    if evaluation.sources is None:
+        held_out = [
+            dataclasses.replace(source, split=sources.HELD_OUT, weight=1.0)
+            for source in recipe.data.sources
+            if source.path.startswith(sources.BUILTIN) and source.split == "train"
+        ]
+        benign = Source(path=f"{sources.BUILTIN}benign", split=sources.HELD_OUT)
+        evaluation = dataclasses.replace(evaluation, sources=[*held_out, benign])
+    else:
+        evaluation = dataclasses.replace(evaluation, holdout=0.0)
+    hyper = {"name": recipe.objective["name"], **dataclasses.asdict(objective)}
+    return dataclasses.replace(recipe, reference=reference, eval=evaluation, objective=hyper)
+
+
+def _cross_checks(reader: Reader, recipe: Recipe, objective: objectives.Objective, data: dict) -> None:
+    if not recipe.data.sources:
+        reader.fail(("data", "sources"), "names no data", "give a file, a hub id or builtin:unwanted")
+    for section, items in (("data", recipe.data.sources), ("eval", recipe.eval.sources)):
+        for index, source in enumerate(items):
+            problem = sources.check(source.path, source.split)
+            if problem:
+                reader.fail((section, "sources", index, "path"), *problem)
+    _reference_checks(reader, recipe, objective, data)
+    if "samples" not in objective.needs and data.get("sampling"):
+        reader.fail(("sampling",), f"objective {recipe.objective['name']!r} uses no samples", "leave the section out")
+    problem = check_path(recipe.model.path)
+    if problem:
+        reader.fail(("model", "path"), *problem)
+    _hf_checks(reader, recipe.train.hf)
+
+
+def _reference_checks(reader: Reader, recipe: Recipe, objective: objectives.Objective, data: dict) -> None:
+    if "reference" not in objective.needs:
+        if data.get("reference"):
+            reader.fail(("reference",), f"objective {recipe.objective['name']!r} uses none", "leave the section out")
+        return
+    if recipe.reference.samples is not None and "samples" not in objective.needs:
+        reader.fail(("reference", "samples"), f"objective {recipe.objective['name']!r} uses no samples", "leave it out")
+    for key in ("policy", "samples"):
+        who = getattr(recipe.reference, key)
+        if who == "adapter_off" and recipe.model.adapter is None:
+            fix = "use frozen, or train a LoRA adapter (model.adapter)"
+            reader.fail(("reference", key), "adapter_off, but no adapter is trained", fix)
+        elif who not in ("adapter_off", "frozen", None):
+            problem = check_path(who)
+            if problem:
+                reader.fail(("reference", key), *problem)
+
+
+def _hf_checks(reader: Reader, hf: dict) -> None:
+    if not hf:
+        return
+    known = training_argument_names()
+    for key in hf:
+        if key in OWNED_BY_RECIPE:
+            reader.fail(("train", "hf", key), "is not set here", f"say it at {OWNED_BY_RECIPE[key]}")
+        elif key not in known:
+            reader.fail(("train", "hf", key), "transformers.TrainingArguments has no such field", nearest(key, known))
+
+
+def training_argument_names() -> list[str]:
+    """The fields of TrainingArguments, read from its source: importing it takes seconds."""
+    root = Path(importlib.util.find_spec("transformers").origin).parent
+    tree = ast.parse((root / "training_args.py").read_text(encoding="utf-8"))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
+    return [node.target.id for node in body if isinstance(node, ast.AnnAssign)]

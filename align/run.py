@@ -1,0 +1,104 @@
+"""A run folder: the names of its files, what is written when, and reading it back.
+
+Files are written to a temporary name and renamed, so that a killed run leaves none half-written;
+`metrics.jsonl` grows line by line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from align.errors import UserError
+
+
+class RunFolder:
+    """The folder `output` of a recipe."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
+        self.final = self.path / "final"
+        self.data = self.path / "data.json"
+        self.environment = self.path / "environment.json"
+        self.evaluation = self.path / "evaluation.json"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending: an incomplete one never bears the name `step-N`."""
+        names = [path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*")]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def newest_checkpoint(self) -> Path | None:
+        steps = self.checkpoint_steps()
+        return self.checkpoint(steps[-1]) if steps else None
+
+    def resume_from(self, resume: bool | str) -> Path | None:
+        """The checkpoint to go on from; None starts anew. Raises UserError if that would overwrite a run."""
+        if isinstance(resume, str):
+            folder = Path(resume)
+            if not (folder / "trainer_state.json").is_file():
+                raise UserError(
+                    "train.resume", f"{folder} is no checkpoint", "name a folder checkpoints/step-N of a run"
+                )
+            return folder
+        if not resume and (self.metrics.exists() or self.final.exists()):
+            fix = "set train.resume=true to go on with it, or another output="
+            raise UserError("output", f"{self.path} already holds a run", fix)
+        return self.newest_checkpoint() if resume else None
+
+    def finished(self) -> bool:
+        return self.final.is_dir()
+
+    def forget_after(self, step: int) -> None:
+        """Drops the metrics behind `step`: a resumed run writes them again."""
+        if self.metrics.exists():
+            kept = [line for line in self.read_metrics() if line.get("step", 0) <= step]
+            write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def read_metrics(self) -> Iterator[dict]:
+        """The lines of metrics.jsonl; a last line cut off by a kill is left out."""
+        with open(self.metrics, encoding="utf-8") as lines:
+            for line in lines:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+    def add_metrics(self, values: dict) -> None:
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: object) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its name (and place) only when the block ends well."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

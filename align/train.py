@@ -1,0 +1,28 @@
+"""Entry of `accelerate launch align/train.py RECIPE [key=value ...]`: from a recipe to a finished run folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a file: put the project on the path in place of this folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from align.errors import UserError, run_main
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains what the recipe says. Raises UserError for what the user can mend."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError("command line", "names no recipe", "accelerate launch align/train.py RECIPE [key=value ...]")
+    from align import recipe
+
+    loaded = recipe.load(arguments[0], arguments[1:])
+    from align.job import train
+
+    train(loaded)
+
+
+if __name__ == "__main__":
+    run_main(main)
