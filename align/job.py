@@ -40,6 +40,7 @@ def train(recipe: Recipe) -> None:
     if run.finished() and recipe.train.resume:
         return say(f"{run.path} is finished already; the result is in {run.final}")
     args = training_arguments(recipe, run)
+    use_all_cores()
     transformers_logging.disable_progress_bar()
     set_seed(recipe.train.seed)
     objective, tokenizer = recipe.build_objective(), models.load_tokenizer(recipe.model)
@@ -66,6 +67,13 @@ def train(recipe: Recipe) -> None:
     report.after()
     save_final(trainer, run)
     say(f"result: {run.final}")
+
+
+def use_all_cores() -> None:
+    """This rank's share of the cores. Launchers set OMP_NUM_THREADS=1 where the user says nothing."""
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
 def say(text: str) -> None:
@@ -158,7 +166,8 @@ def _on_device(model: nn.Module, args: TrainingArguments) -> nn.Module:
 
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}, "bf16": {"enabled": args.bf16}}
     engine, *_ = deepspeed.initialize(model=model, config=config)
-    return engine.eval()
+    engine.eval()  # unlike a module's, DeepSpeed's returns nothing
+    return engine
 
 
 def plan_steps(recipe: Recipe, rows: Rows, tokenizer, run: RunFolder, wants_samples: bool):
@@ -187,9 +196,10 @@ def describe(recipe: Recipe, trainer: AlignTrainer, plan: StepPlan, args: Traini
     everything = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
     where = f"{PartialState().num_processes} x {args.device.type}"
     precision = "bf16" if args.bf16 else "fp32"
+    weights = f"{trained:,} of {everything:,} weights"
     return (
-        f"{recipe.name}: {recipe.objective['name']} on {shorten(recipe.model.path)} · {trained:,} of {everything:,} weights · "
-        f"{len(plan)} steps, {plan.epochs:.2f} epochs · {where}, {precision} (train.precision: {recipe.train.precision})"
+        f"{recipe.name}: {recipe.objective['name']} on {shorten(recipe.model.path)} · {weights} · {len(plan)} steps, "
+        f"{plan.epochs:.2f} epochs · {where}, {precision} (train.precision: {recipe.train.precision})"
     )
 
 

@@ -46,8 +46,10 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
-    run = lambda *words: subprocess.run(
-        ["git", *words], cwd=root, capture_output=True, text=True, check=False
-    ).stdout.strip()  # noqa: E731
-    commit = run("rev-parse", "HEAD")
-    return (commit + (" with changes" if run("status", "--porcelain", "--untracked-files=no") else "")) or None
+    commit = _git(root, "rev-parse", "HEAD")
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return (commit + " with changes" if changed else commit) or None
+
+
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False).stdout.strip()

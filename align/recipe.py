@@ -90,7 +90,9 @@ class Eval:
     sources: list[Source] | None = option(
         None, doc="Held-out rows; null: the sources' own held-out part, builtin:benign."
     )
-    holdout: float = option(0.1, ge=0, lt=1, doc="Share of a file's prompts held out where eval.sources is null.")
+    holdout: float | None = option(
+        None, ge=0, lt=1, doc="Share of a file's prompts kept out of training; null: 0.1 without eval.sources, else 0."
+    )
     generate: int = option(3, ge=0, doc="Held-out prompts answered before and after, for the eye.")
 
 
@@ -130,7 +132,8 @@ OWNED_BY_RECIPE = {
     "eval_steps": "eval.every", "eval_strategy": "eval.every", "resume_from_checkpoint": "train.resume",
     "run_name": "name", "logging_nan_inf_filter": "nowhere: a non-finite loss always stops the run",
     "remove_unused_columns": "nowhere", "prediction_loss_only": "nowhere", "label_names": "nowhere",
-    "ignore_data_skip": "nowhere", "load_best_model_at_end": "nowhere", "auto_find_batch_size": "train.tokens_per_device",
+    "ignore_data_skip": "nowhere", "load_best_model_at_end": "nowhere",
+    "auto_find_batch_size": "train.tokens_per_device",
     "logging_steps": "nowhere: every step is logged", "logging_strategy": "nowhere: every step is logged",
     "disable_tqdm": "nowhere", "average_tokens_across_devices": "nowhere", "save_safetensors": "nowhere",
     "deepspeed": "accelerate launch --use_deepspeed --deepspeed_config_file", "eval_on_start": "nowhere",
@@ -215,6 +218,8 @@ def _objective(reader: Reader, given: object) -> objectives.Objective | None:
 def _resolve(recipe: Recipe, objective: objectives.Objective) -> Recipe:
     """Fills in what a recipe may leave open, so that the run folder's copy says everything."""
     reference, evaluation = recipe.reference, recipe.eval
+    if evaluation.holdout is None:
+        evaluation = dataclasses.replace(evaluation, holdout=0.1 if evaluation.sources is None else 0.0)
     if reference.policy is None and "reference" in objective.needs:
         policy = "adapter_off" if recipe.model.adapter else "frozen"
         reference = dataclasses.replace(reference, policy=policy)
@@ -226,8 +231,6 @@ def _resolve(recipe: Recipe, objective: objectives.Objective) -> Recipe:
         ]
         benign = Source(path=f"{sources.BUILTIN}benign", split=sources.HELD_OUT)
         evaluation = dataclasses.replace(evaluation, sources=[*held_out, benign])
-    else:
-        evaluation = dataclasses.replace(evaluation, holdout=0.0)
     hyper = {"name": recipe.objective["name"], **dataclasses.asdict(objective)}
     return dataclasses.replace(recipe, reference=reference, eval=evaluation, objective=hyper)
 

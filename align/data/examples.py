@@ -63,7 +63,7 @@ def parse_row(row: object, *, source: str, place: str) -> Example:
     reader = next((read for needed, read in _FORMATS if needed <= row.keys()), None)
     if reader is None:
         raise RowError(
-            "has no responses: give 'responses', or 'chosen'/'rejected', 'positives'/'negatives', 'completion'/'label'; "
+            "has no responses: give 'responses', 'chosen'/'rejected', 'positives'/'negatives' or 'completion'/'label'; "
             f"its keys are {', '.join(sorted(map(str, row))) or 'none'}"
         )
     prompt, responses = reader(row)

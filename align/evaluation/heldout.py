@@ -9,8 +9,8 @@ from accelerate.utils import gather_object
 
 from align.data.collate import MicroBatch, collate, share_out
 from align.data.load import HeldOutSet
-from align.reference import References
-from align.scoring.logprobs import causal_lm, hidden_states, kl_divergence, response_logps, target_logps
+from align.reference import ADAPTER_OFF, FROZEN, References
+from align.scoring.logprobs import causal_lm, hidden_states, kl_divergence, target_logps
 
 
 class HeldOut:
@@ -19,12 +19,14 @@ class HeldOut:
     def __init__(self, sets: Sequence[HeldOutSet], *, state, device, tokens_per_device: int, pad_id: int):
         self.sets, self.state, self.device = sets, state, device
         self.tokens_per_device, self.pad_id = tokens_per_device, pad_id
+        self.start_hidden: dict[str, list[torch.Tensor]] = {}  # last hidden states at the start, in host memory
 
     @torch.no_grad()
     def measure(self, model, references: References | None, *, at_start: bool) -> dict[str, dict]:
         """{set name: {logps, kl, tokens, responses}}: mean log-prob and exact KL(policy || reference) in nats a token.
 
-        `at_start`: the policy still is its reference, so the KL is 0 by definition and its pass is spared.
+        `at_start`: the policy still is its reference. Its KL is 0 by definition, and its hidden states are kept,
+        so that later measurements need no pass of the reference.
         """
         was_training = model.training
         model.eval()
@@ -32,9 +34,15 @@ class HeldOut:
         for held_out in self.sets:
             shares = share_out(held_out.rows, world=self.state.num_processes, tokens_per_device=self.tokens_per_device)
             sums = [0.0, 0.0, 0]
-            for group in shares[self.state.process_index]:
+            kept = self.start_hidden.setdefault(held_out.name, [])
+            for index, group in enumerate(shares[self.state.process_index]):
                 batch = collate(group, self.pad_id).to(self.device)
-                logps, kl = self._score(model, references, batch, at_start)
+                hidden = hidden_states(model, batch)
+                logps, kl = target_logps(causal_lm(model), hidden, batch.targets).sum().item(), 0.0
+                if at_start:
+                    kept.append(hidden.cpu())
+                elif references is not None:
+                    kl = self._kl(model, references, batch, hidden, kept[index] if kept else None)
                 if batch.rows:
                     sums = [sums[0] + logps, sums[1] + kl, sums[2] + len(batch.targets)]
             total, kl, tokens = (sum(values) for values in zip(*gather_object([sums]), strict=True))
@@ -48,12 +56,11 @@ class HeldOut:
         model.train(was_training)
         return result
 
-    def _score(self, model, references: References | None, batch: MicroBatch, at_start: bool) -> tuple[float, float]:
-        """(sum of log-probs, sum of KLs) over the response tokens of a micro-batch."""
-        if references is None or at_start:
-            return response_logps(model, batch).sum().item(), 0.0
-        hidden = hidden_states(model, batch)
-        logps = target_logps(causal_lm(model), hidden, batch.targets).sum().item()
+    def _kl(self, model, references: References, batch: MicroBatch, hidden, start_hidden) -> float:
+        """Sum over the response tokens of KL(policy || reference)."""
         with references.model(references.policy, model) as reference:
-            ref_hidden = hidden_states(reference, batch)
-        return logps, kl_divergence(model, hidden, reference, ref_hidden).sum().item()
+            if start_hidden is None or references.policy not in (ADAPTER_OFF, FROZEN):
+                ref_hidden = hidden_states(reference, batch)
+            else:
+                ref_hidden = start_hidden.to(self.device)
+        return kl_divergence(model, hidden, reference, ref_hidden).sum().item()

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from align.data.collate import MicroBatch
+from align.data.collate import MicroBatch, collate
+from align.data.tokenize import TokenizedResponse, TokenizedRow
 
 LOGITS_AT_ONCE = 2**24  # values of a chunk of logits: 64 MiB in fp32
 
@@ -161,10 +162,8 @@ def check_head(model: nn.Module) -> float:
     inner = causal_lm(model)
     device = inner.get_output_embeddings().weight.device
     ids = torch.arange(1, 9, device=device)[None] % inner.config.get_text_config().vocab_size
-    batch = MicroBatch(
-        (), ids, torch.ones_like(ids), torch.arange(7, device=device), ids[0, 1:],
-        torch.ones(1, 7, dtype=torch.bool, device=device), ids[0, :1], ids[0, :1], ids[:0, :2], ids[0, :1].float(), None,
-    )  # fmt: skip
+    row = TokenizedRow((ids[0, 0].item(),), (TokenizedResponse(tuple(ids[0, 1:].tolist()), 1),), None)
+    batch = collate([row], pad_id=0).to(device)
     was_training = model.training
     model.eval()
     own = model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)

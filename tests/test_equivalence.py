@@ -1,0 +1,132 @@
+"""Runs that must agree do agree, through the real command line, on a tiny random model.
+
+Unequal lengths, an unequal number of responses a prompt, samples drawn anew from the changing policy.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.commands import TRAIN, TWO_RANKS, deepspeed, kill, losses, metrics, start, train
+
+pytestmark = pytest.mark.slow
+
+STEPS = 6
+LARGE, SMALL = 100_000, 800  # tokens_per_device: all eight rows in one micro-batch, or about one in each
+
+RECIPE = """
+name: equivalence
+model:     {{path: {model}, adapter: {{rank: 4}}}}
+data:      {{sources: [{data}], max_length: 128}}
+sampling:  {{k: 2, max_new_tokens: 12, every: 2}}
+objective: {{name: d2o, alpha: 0.3, beta: 0.1}}
+train:     {{learning_rate: 1.0e-2, max_steps: {steps}, prompts_per_step: 8, tokens_per_device: {tokens}, seed: 3}}
+eval:      {{holdout: 0, generate: 0, sources: []}}
+output:    unset
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_model, uneven_rows, tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("recipe") / "equivalence.yaml"
+    file.write_text(RECIPE.format(model=tiny_model, data=uneven_rows, steps=STEPS, tokens=LARGE))
+    return file
+
+
+@pytest.fixture(scope="module")
+def one_process(recipe, tmp_path_factory) -> Path:
+    """The run all others are compared with: one process, one micro-batch a step."""
+    return trained(recipe, tmp_path_factory.mktemp("runs") / "one", TRAIN)
+
+
+def trained(recipe: Path, output: Path, command: list[str], *overrides: str) -> Path:
+    train(command, recipe, f"output={output}", *overrides)
+    return output
+
+
+def assert_same_course(run: Path, other: Path, tolerance: float = 1e-5) -> None:
+    """Every loss, log-prob and gradient norm of two runs, step by step."""
+    ours, theirs = metrics(run), metrics(other)
+    assert len(ours) == len(theirs) == STEPS
+    moved = abs(ours[0]["logps/negative"] - ours[-1]["logps/negative"])
+    assert moved > 0.05, "the runs must have learned something for their agreement to mean anything"
+    for mine, other_line in zip(ours, theirs, strict=True):
+        for key in ("loss", "logps/negative", "logps/sample", "log_ratio/negative"):
+            assert mine[key] == pytest.approx(other_line[key], abs=tolerance), (mine["step"], key)
+        assert mine["grad_norm"] == pytest.approx(other_line["grad_norm"], rel=1e-3), mine["step"]
+        assert mine["tokens"] == other_line["tokens"], mine["step"]
+
+
+def test_accumulation_does_not_matter(recipe, one_process, tmp_path):
+    run = trained(recipe, tmp_path / "run", TRAIN, f"train.tokens_per_device={SMALL}")
+    assert_same_course(run, one_process)
+
+
+def test_two_ranks_equal_one(recipe, one_process, tmp_path):
+    run = trained(recipe, tmp_path / "run", TWO_RANKS)
+    assert_same_course(run, one_process)
+
+
+def test_two_ranks_with_accumulation_equal_one(recipe, one_process, tmp_path):
+    run = trained(recipe, tmp_path / "run", TWO_RANKS, f"train.tokens_per_device={SMALL}")
+    assert_same_course(run, one_process)
+
+
+@pytest.mark.parametrize("config", ["zero2.json", "zero3.json"])
+@pytest.mark.parametrize("tokens", [LARGE, SMALL])
+def test_deepspeed_equals_one_process(config, tokens, recipe, one_process, tmp_path):
+    run = trained(recipe, tmp_path / "run", deepspeed(config), f"train.tokens_per_device={tokens}")
+    assert_same_course(run, one_process)
+
+
+FULL = ("model.adapter=null", "reference.policy=frozen", "train.learning_rate=1e-3")
+
+
+@pytest.fixture(scope="module")
+def full_fine_tune(recipe, tmp_path_factory) -> Path:
+    return trained(recipe, tmp_path_factory.mktemp("runs") / "full", TRAIN, *FULL)
+
+
+@pytest.mark.parametrize(
+    "command", [TWO_RANKS, deepspeed("zero2.json"), deepspeed("zero3.json")], ids=["ddp", "zero2", "zero3"]
+)
+def test_full_fine_tune_on_two_ranks_equals_one(command, recipe, full_fine_tune, tmp_path):
+    run = trained(recipe, tmp_path / "run", command, *FULL, f"train.tokens_per_device={SMALL}")
+    assert_same_course(run, full_fine_tune)
+
+
+def test_checkpointed_activations_do_not_matter(recipe, one_process, tmp_path):
+    run = trained(recipe, tmp_path / "run", TRAIN, "train.hf.gradient_checkpointing=true")
+    assert_same_course(run, one_process)
+
+
+@pytest.mark.parametrize("command", [TRAIN, TWO_RANKS], ids=["one", "two-ranks"])
+def test_killed_and_resumed_is_bit_equal(command, recipe, tmp_path):
+    """SIGKILL at a random moment of a run that saves every second step, then `train.resume=true`."""
+    longer = ("train.max_steps=24", "train.save_every=2")
+    whole = trained(recipe, tmp_path / "whole", command, *longer)
+    killed = tmp_path / "killed"
+    process = start(command, recipe, f"output={killed}", *longer)
+    kill_after_step(process, killed, random.randint(3, 15))
+    assert not (killed / "final").exists()
+    printed = train(command, recipe, f"output={killed}", *longer, "train.resume=true")
+    assert "going on from" in printed
+    assert losses(killed) == losses(whole)  # to the last bit
+    drawn = sorted((killed / "samples").glob("round-0.*"))
+    assert sum(len(file.read_text().splitlines()) for file in drawn) == 16  # drawn once: two steps of eight prompts
+
+
+def kill_after_step(process, run: Path, step: int) -> None:
+    """Kills all processes of a run when its metrics reach a step, with time for a checkpoint before it."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        file = run / "metrics.jsonl"
+        if file.exists() and file.read_bytes().count(b"\n") >= step and any((run / "checkpoints").glob("step-*")):
+            return kill(process)
+        time.sleep(0.02)
+    raise AssertionError("the run never came so far")
