@@ -1,5 +1,6 @@
 """Errors a user can cause and mend: one line on stderr each, exit code 2, never a traceback."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -54,7 +55,5 @@ def run_main(main: Callable[[], None]) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is rank 0 (or the only one), asked of the launcher's environment."""
-    import os
-
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process speaks for its machine: local rank 0 or the only one, by the launcher's environment."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"

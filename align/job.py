@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
+import warnings
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -37,10 +40,13 @@ def train(recipe: Recipe) -> None:
     """Runs the recipe, or goes on with it. Raises UserError; FloatingPointError if a loss is not finite."""
     run = RunFolder(recipe.output)
     checkpoint = run.resume_from(recipe.train.resume)
+    if recipe.train.resume:
+        run.check_same(recipe.to_yaml())
     if run.finished() and recipe.train.resume:
         return say(f"{run.path} is finished already; the result is in {run.final}")
     args = training_arguments(recipe, run)
     use_all_cores()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other; nothing a user can act on
     transformers_logging.disable_progress_bar()
     set_seed(recipe.train.seed)
     objective, tokenizer = recipe.build_objective(), models.load_tokenizer(recipe.model)
@@ -54,13 +60,14 @@ def train(recipe: Recipe) -> None:
         args=args,
         objective=objective,
         references=references,
+        retain_weight=recipe.retain.weight,
         steps=steps,
         run=run,
         processing_class=tokenizer,
     )
     say(describe(recipe, trainer, plan, args))
     report = add_callbacks(trainer, run, recipe, rows, sampler, tokenizer)
-    start_run_folder(run, recipe, policy, args, checkpoint)
+    start_run_folder(run, recipe, rows, policy, args, checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if PartialState().is_main_process:
         write_json(run.data, rows.ledger.as_dict())
@@ -144,8 +151,6 @@ def load_policy(recipe: Recipe, args: TrainingArguments) -> nn.Module:
 
 def load_references(recipe: Recipe, policy: nn.Module, args: TrainingArguments) -> References:
     """The models that references need beside the policy itself."""
-    import dataclasses
-
     names = {recipe.reference.policy, recipe.reference.samples} - {None, ADAPTER_OFF}
     loaded = {}
     for name in sorted(names):
@@ -183,8 +188,15 @@ def plan_steps(recipe: Recipe, rows: Rows, tokenizer, run: RunFolder, wants_samp
             rows.train, plan, tokenizer, recipe.sampling, seed=options.seed, max_length=recipe.data.max_length,
             folder=run.samples, ledger=rows.ledger, equal_calls=is_deepspeed_zero3_enabled(),
         )  # fmt: skip
+    retain = None
+    if rows.retain:
+        retain_plan = StepPlan(
+            rows.retain_weights, prompts_per_step=recipe.retain.prompts_per_step, epochs=1, max_steps=len(plan),
+            seed=options.seed,
+        )  # fmt: skip
+        retain = rows.retain, retain_plan
     steps = Steps(
-        rows.train, plan, sampler, rank=state.process_index, world=state.num_processes,
+        rows.train, plan, sampler, retain=retain, rank=state.process_index, world=state.num_processes,
         tokens_per_device=options.tokens_per_device, pad_id=tokenizer.eos_token_id,
     )  # fmt: skip
     return plan, sampler, steps
@@ -217,7 +229,7 @@ def add_callbacks(
     return report
 
 
-def start_run_folder(run: RunFolder, recipe: Recipe, policy: nn.Module, args: TrainingArguments, checkpoint) -> None:
+def start_run_folder(run: RunFolder, recipe: Recipe, rows: Rows, policy, args, checkpoint: Path | None) -> None:
     """Writes what is known before the first step; a resumed run keeps what the start wrote."""
     step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
     digest = (
@@ -230,6 +242,7 @@ def start_run_folder(run: RunFolder, recipe: Recipe, policy: nn.Module, args: Tr
     else:
         write_json(run.environment, environment("bf16" if args.bf16 else "fp32", digest))
     write_text(run.recipe, recipe.to_yaml())
+    write_json(run.data, rows.ledger.as_dict())
     run.forget_after(step)
 
 

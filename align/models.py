@@ -109,13 +109,15 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter, seed: int) -> PreTrain
 
 
 def weights_hash(model: PreTrainedModel) -> str:
-    """SHA-256 over the names, shapes and bytes of all weights: who the reference was."""
+    """SHA-256 over the names, shapes and bytes of the weights without adapter: who the run began with."""
     import torch
 
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        if "lora_" in name:
+            continue
         with _gathered(tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(f"{name.replace('.base_layer', '')} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

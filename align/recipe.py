@@ -60,6 +60,13 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retain:
+    sources: list[Source] = option(list, doc="Rows whose positives must stay likely; empty: no retain term.")
+    weight: float = option(1.0, gt=0, doc="Weight of the retain term, the mean negative log-likelihood a token.")
+    prompts_per_step: int = option(4, ge=1, doc="Retain prompts in an optimiser step, over all ranks.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     k: int = option(4, ge=1, doc="Samples a prompt.")
     temperature: float = option(1.0, gt=0, doc="Temperature of the policy that samples.")
@@ -107,6 +114,7 @@ class Recipe:
     model: Model = option(Model, doc="The policy.")
     data: Data = option(Data, doc="Rows to learn from.")
     reference: Reference = option(Reference, doc="Who the policy is compared with.")
+    retain: Retain = option(Retain, doc="Good answers that hold the policy in place, beside any objective.")
     sampling: Sampling = option(Sampling, doc="Samples of the policy's own.")
     objective: dict = option(doc="name, and the objective's hyper-parameters.")
     train: Train = option(Train, doc="Optimisation.")
@@ -193,7 +201,7 @@ def _nearest_place(at: tuple, places: dict) -> str:
 
 def _plain_sources(data: dict) -> None:
     """`sources: [my.jsonl]` is short for `sources: [{path: my.jsonl}]`."""
-    for section in ("data", "eval"):
+    for section in ("data", "retain", "eval"):
         given = (data.get(section) or {}).get("sources") if isinstance(data.get(section), dict) else None
         if isinstance(given, list):
             data[section]["sources"] = [{"path": item} if isinstance(item, str) else item for item in given]
@@ -238,7 +246,8 @@ def _resolve(recipe: Recipe, objective: objectives.Objective) -> Recipe:
 def _cross_checks(reader: Reader, recipe: Recipe, objective: objectives.Objective, data: dict) -> None:
     if not recipe.data.sources:
         reader.fail(("data", "sources"), "names no data", "give a file, a hub id or builtin:unwanted")
-    for section, items in (("data", recipe.data.sources), ("eval", recipe.eval.sources)):
+    named = {"data": recipe.data.sources, "retain": recipe.retain.sources, "eval": recipe.eval.sources}
+    for section, items in named.items():
         for index, source in enumerate(items):
             problem = sources.check(source.path, source.split)
             if problem:

@@ -13,7 +13,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from align.errors import UserError
+import yaml
+
+from align.errors import UserError, UserErrors
+
+# What may not change when a run is gone on with; the rest (lengths, saving, evaluation, layout) may.
+FIXED_FOR_A_RUN = [(name,) for name in ("model", "data", "reference", "retain", "sampling", "objective")]
+FIXED_FOR_A_RUN += [("train", "seed"), ("train", "prompts_per_step"), ("train", "learning_rate"), ("eval", "holdout")]
+
+
+def _at(tree: dict, path: tuple[str, ...]) -> object:
+    for key in path:
+        tree = tree.get(key, {})
+    return tree
 
 
 class RunFolder:
@@ -55,6 +67,20 @@ class RunFolder:
             fix = "set train.resume=true to go on with it, or another output="
             raise UserError("output", f"{self.path} already holds a run", fix)
         return self.newest_checkpoint() if resume else None
+
+    def check_same(self, recipe_yaml: str) -> None:
+        """Raises UserErrors if a run is gone on with under a recipe that would make it another run."""
+        if not self.recipe.exists():
+            return
+        before, now = yaml.safe_load(self.recipe.read_text(encoding="utf-8")), yaml.safe_load(recipe_yaml)
+        fix = "use another output, or the recipe of the run"
+        errors = [
+            UserError(f"{self.recipe}", f"{'.'.join(path)} was {_at(before, path)!r}, now {_at(now, path)!r}", fix)
+            for path in FIXED_FOR_A_RUN
+            if _at(before, path) != _at(now, path)
+        ]
+        if errors:
+            raise UserErrors(errors)
 
     def finished(self) -> bool:
         return self.final.is_dir()

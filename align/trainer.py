@@ -36,8 +36,19 @@ ROLE_NAMES = {POSITIVE: "positive", NEGATIVE: "negative", SAMPLE: "sample"}
 class Steps(Dataset):
     """Item s: the micro-batches of optimiser step s that fall to this rank."""
 
-    def __init__(self, rows, plan: StepPlan, sampler: PolicySampler | None, *, rank, world, tokens_per_device, pad_id):
-        self.rows, self.plan, self.sampler = rows, plan, sampler
+    def __init__(
+        self,
+        rows: list[TokenizedRow],
+        plan: StepPlan,
+        sampler: PolicySampler | None,
+        *,
+        retain: tuple[list[TokenizedRow], StepPlan] | None,
+        rank: int,
+        world: int,
+        tokens_per_device: int,
+        pad_id: int,
+    ):
+        self.rows, self.plan, self.sampler, self.retain = rows, plan, sampler, retain
         self.rank, self.world, self.tokens_per_device, self.pad_id = rank, world, tokens_per_device, pad_id
 
     def __len__(self) -> int:
@@ -46,6 +57,9 @@ class Steps(Dataset):
     def __getitem__(self, step: int) -> list[MicroBatch]:
         found = (self.sampler.row(i) if self.sampler else self.rows[i] for i in self.plan.rows(step))
         rows: list[TokenizedRow] = [row for row in found if row is not None]
+        if self.retain is not None:
+            retain_rows, retain_plan = self.retain
+            rows += [retain_rows[index] for index in retain_plan.rows(step)]
         shares = share_out(rows, world=self.world, tokens_per_device=self.tokens_per_device)
         return [collate(group, self.pad_id) for group in shares[self.rank]]
 
@@ -76,9 +90,18 @@ class _Totals:
 class AlignTrainer(Trainer):
     """Trains `model` on `steps` with `objective`; one line of `run.metrics` an optimiser step."""
 
-    def __init__(self, *, objective: Objective, references: References | None, steps: Steps, run: RunFolder, **kwargs):
+    def __init__(
+        self,
+        *,
+        objective: Objective,
+        references: References | None,
+        retain_weight: float,
+        steps: Steps,
+        run: RunFolder,
+        **kwargs,
+    ):
         super().__init__(train_dataset=steps, **kwargs)
-        self.objective, self.references, self.run = objective, references, run
+        self.objective, self.references, self.retain_weight, self.run = objective, references, retain_weight, run
         self.step_metrics: dict[str, float] = {}
         self.remove_callback(PrinterCallback)
 
@@ -91,43 +114,58 @@ class AlignTrainer(Trainer):
         started = time.monotonic()
         model.train()
         totals = _Totals()
-        units = sum(gather_object([sum(self._units(batch) for batch in inputs)]))
-        scale = self.accelerator.num_processes / max(units, 1)  # DDP and ZeRO average over ranks
+        units = self._units(inputs)
         for index, batch in enumerate(inputs):
             is_last = index == len(inputs) - 1
             self.accelerator.sync_gradients = is_last
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
-                    loss = self._loss(model, batch.to(self.args.device), totals)
+                    loss = self._loss(model, batch.to(self.args.device), units, totals)
                 if is_last:  # before its backward pass: under DeepSpeed that one takes the optimiser step
                     totals = self._over_ranks(totals)
                 extra = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-                self.accelerator.backward(loss * scale, **extra)
-        mean_loss = totals.sums.pop("loss", 0.0) / max(units, 1)
-        seconds = time.monotonic() - started
-        self.step_metrics = {"loss": mean_loss, "tokens": totals.tokens, "tokens_per_second": totals.tokens / seconds}
+                # DDP and ZeRO average over ranks; the loss is divided by the units of all ranks already
+                self.accelerator.backward(loss * self.accelerator.num_processes, **extra)
+        loss, seconds = totals.sums.pop("loss", 0.0), time.monotonic() - started
+        self.step_metrics = {"loss": loss, "tokens": totals.tokens, "tokens_per_second": totals.tokens / seconds}
         self.step_metrics |= {name: value / totals.counts[name] for name, value in totals.sums.items()}
-        return torch.tensor(mean_loss, device=self.args.device)
+        return torch.tensor(loss, device=self.args.device)
 
-    def _units(self, batch: MicroBatch) -> int:
-        return count_units(_view(batch, batch.mask.float()), self.objective.normalize_by) if batch.rows else 0
+    def _units(self, inputs: list[MicroBatch]) -> tuple[int, int]:
+        """(units of the objective, tokens of the retain term) of the whole step, over all ranks; at least 1 each."""
+        objective = retain = 0
+        for batch in (batch for batch in inputs if batch.rows):
+            part = batch.for_objective()
+            objective += count_units(_view(part, part.mask.float()), self.objective.normalize_by)
+            retain += len(batch.targets) - len(part.targets)
+        counts = gather_object([(objective, retain)])
+        return max(sum(first for first, _ in counts), 1), max(sum(second for _, second in counts), 1)
 
-    def _loss(self, model, batch: MicroBatch, totals: _Totals) -> Tensor:
-        """Sum of the losses of a micro-batch; adds what is logged to `totals`."""
-        ref_logps = None if self.references is None else self.references.logps(model, batch)
-        logps = response_logps(model, batch)
+    def _loss(self, model, batch: MicroBatch, units: tuple[int, int], totals: _Totals) -> Tensor:
+        """What a micro-batch adds to the loss of the step; adds what is logged to `totals`."""
+        part = batch.for_objective()
+        ref_logps = None
+        if self.references is not None:
+            ref_logps = self.references.logps(model, part if len(part.role) else batch)  # ZeRO-3: on every rank
+        logps = response_logps(model, batch)  # (N, T)
         if not batch.rows:
             return logps.sum() * 0.0
-        view = _view(batch, logps, ref_logps)
-        result = self.objective(view)
-        weights = unit_weights(view, self.objective.normalize_by)
-        assert result.losses.shape == weights.shape, "one loss a unit of normalize_by"
-        loss = (result.losses * weights).sum()
+        n = len(part.role)
+        retain_nll = -logps[n:][batch.mask[n:]]  # (tokens of the retain term,)
+        loss = retain_nll.sum() * (self.retain_weight / units[1])
+        metrics = {"retain/nll": retain_nll.detach()}
+        if n:
+            view = _view(part, logps[:n, : part.mask.shape[1]], ref_logps)
+            result = self.objective(view)
+            weights = unit_weights(view, self.objective.normalize_by)
+            assert result.losses.shape == weights.shape, "one loss a unit of normalize_by"
+            loss = loss + (result.losses * weights).sum() / units[0]
+            metrics |= _common_metrics(view, self.samples_are_fresh) | result.metrics
         if not torch.isfinite(loss):
             totals.problems.append(_non_finite(loss, logps, batch))
         totals.sums["loss"] += loss.item()
         totals.tokens += batch.num_tokens
-        for name, values in (_common_metrics(view, self.samples_are_fresh) | result.metrics).items():
+        for name, values in metrics.items():
             totals.sums[name] += values.sum().item()
             totals.counts[name] += values.numel()
         return loss

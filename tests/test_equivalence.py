@@ -5,6 +5,7 @@ Unequal lengths, an unequal number of responses a prompt, samples drawn anew fro
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from pathlib import Path
@@ -41,6 +42,13 @@ def recipe(tiny_model, uneven_rows, tmp_path_factory) -> Path:
 def one_process(recipe, tmp_path_factory) -> Path:
     """The run all others are compared with: one process, one micro-batch a step."""
     return trained(recipe, tmp_path_factory.mktemp("runs") / "one", TRAIN)
+
+
+def test_the_first_loss_is_known(one_process):
+    """The policy begins as its reference, so every log-ratio is 0 and D2O's loss is ln 2."""
+    first = metrics(one_process)[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["log_ratio/negative"] == pytest.approx(0, abs=1e-6)
 
 
 def trained(recipe: Path, output: Path, command: list[str], *overrides: str) -> Path:

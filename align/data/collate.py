@@ -31,6 +31,7 @@ class MicroBatch:
     pairs: Tensor  # (P, 2)
     weight: Tensor  # (N,)
     reward: Tensor | None  # (N,) if every response has one
+    num_retain: int = 0  # how many of the N responses, the last ones, belong to the retain term
 
     def to(self, device: torch.device) -> MicroBatch:
         moved = {
@@ -60,6 +61,11 @@ class MicroBatch:
             reward=None if self.reward is None else self.reward[responses],
         )
 
+    def for_objective(self) -> MicroBatch:
+        """The responses an objective sees: all but those of the retain term. Pairs keep their rows."""
+        first = torch.arange(len(self.role), device=self.role.device) < len(self.role) - self.num_retain
+        return dataclasses.replace(self.select(first), rows=self.rows, pairs=self.pairs) if self.num_retain else self
+
     @property
     def num_tokens(self) -> int:
         """Tokens forwarded, padding not counted."""
@@ -68,6 +74,7 @@ class MicroBatch:
 
 def collate(rows: Sequence[TokenizedRow], pad_id: int) -> MicroBatch:
     """The padded layout of some rows; no rows give a stand-in of two tokens that nothing is learned from."""
+    rows = sorted(rows, key=lambda row: row.retain)
     if not rows:
         token, one = torch.tensor([[pad_id, pad_id]]), torch.ones(1)
         return MicroBatch(
@@ -102,6 +109,7 @@ def collate(rows: Sequence[TokenizedRow], pad_id: int) -> MicroBatch:
         pairs=_pairs(flat),
         weight=torch.tensor([response.weight for _, _, response in flat]),
         reward=None if None in rewards else torch.tensor(rewards, dtype=torch.float32),
+        num_retain=sum(len(row.responses) for row in rows if row.retain),
     )
 
 

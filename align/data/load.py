@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,8 @@ class Rows:
 
     train: list[TokenizedRow]
     weights: list[float]  # how often a row is used in an epoch
+    retain: list[TokenizedRow]  # rows of the retain term
+    retain_weights: list[float]
     held_out: list[HeldOutSet]
     ledger: Ledger
 
@@ -64,7 +67,23 @@ def load(recipe: Recipe, tokenizer, objective: Objective) -> Rows:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(ledger.dropped.items()))
         raise UserError("data.sources", f"no row can be used ({reasons or 'none were read'})", _way_out(objective))
     _check_fit(train, recipe, objective)
-    return Rows(train, weights, _held_out_sets(recipe, kept_out, tokenizer), ledger)
+    retain, retain_weights = _retain_rows(recipe, tokenizer, ledger)
+    return Rows(train, weights, retain, retain_weights, _held_out_sets(recipe, kept_out, tokenizer), ledger)
+
+
+def _retain_rows(recipe: Recipe, tokenizer, ledger: Ledger) -> tuple[list[TokenizedRow], list[float]]:
+    rows, weights = [], []
+    for source in recipe.retain.sources:
+        for example in sources.read(source.path, source.split, on_bad_rows=recipe.data.on_bad_rows, ledger=ledger):
+            row = _one_role_row(example, POSITIVE, recipe, tokenizer, ledger)
+            if row is None or not row.responses:
+                ledger.drop("retain row dropped: no positives that fit", example.place)
+            else:
+                rows.append(dataclasses.replace(row, retain=True))
+                weights.append(source.weight)
+    if recipe.retain.sources and not rows:
+        raise UserError("retain.sources", "no row has a positive", "give rows with good answers, or leave retain out")
+    return rows, weights
 
 
 def _encode(example: Example, recipe: Recipe, tokenizer, objective: Objective, ledger: Ledger) -> TokenizedRow | None:
@@ -114,16 +133,21 @@ def _held_out_sets(recipe: Recipe, kept_out: list[tuple[str, Example]], tokenize
     sets = []
     for title, examples in groups.items():
         for role, number, label in (("negative", NEGATIVE, "negatives"), ("positive", POSITIVE, "good answers")):
-            rows = [_held_out_row(example, number, recipe, tokenizer) for example in examples if example.texts(role)]
+            rows = [
+                _one_role_row(example, number, recipe, tokenizer, Ledger())
+                for example in examples
+                if example.texts(role)
+            ]
             rows = [row for row in rows if row is not None and row.responses]
             if rows:
                 sets.append(HeldOutSet(f"{title}: {label}", role, tuple(rows)))
     return sets
 
 
-def _held_out_row(example: Example, role: int, recipe: Recipe, tokenizer) -> TokenizedRow | None:
+def _one_role_row(example: Example, role: int, recipe: Recipe, tokenizer, ledger: Ledger) -> TokenizedRow | None:
+    """The row with the responses of one role; None if its prompt is too long."""
     try:
-        return encode_row(tokenizer, example, roles={role}, max_length=recipe.data.max_length, ledger=Ledger())
+        return encode_row(tokenizer, example, roles={role}, max_length=recipe.data.max_length, ledger=ledger)
     except PromptTooLong:
         return None
 

@@ -32,6 +32,7 @@ class TokenizedRow:
     prompt_ids: tuple[int, ...]
     responses: tuple[TokenizedResponse, ...]
     example: Example
+    retain: bool = False  # a row of the retain term: no objective sees it
 
     def lengths(self) -> list[int]:
         """Prompt plus response, in tokens, for each response."""

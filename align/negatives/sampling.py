@@ -11,6 +11,8 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ from align.data.sources import Ledger
 from align.data.stream import StepPlan
 from align.data.tokenize import TokenizedResponse, TokenizedRow, encode_prompt
 from align.objectives import SAMPLE
+from align.scoring.logprobs import causal_lm
 
 if TYPE_CHECKING:
     from align.recipe import Sampling
@@ -94,8 +97,11 @@ class Sampler:
         """Samples of this round that are in the run folder already, on any rank's disk."""
         found: dict[str, list[list[int]]] = {}
         for file in sorted(self.folder.glob(f"round-{number}.rank*.jsonl")):
-            for line in file.read_text(encoding="utf-8").split("\n")[:-1]:  # a last line cut by a kill is no line
-                record = json.loads(line)
+            for line in file.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # cut off by a kill; this prompt is drawn again
                 found[record["prompt_key"]] = [sample["ids"] for sample in record["samples"]]
         return _merged(found)
 
@@ -115,6 +121,8 @@ class Sampler:
             open(file, "a", encoding="utf-8") as out,
             tqdm(total=len(mine), desc=title, unit="prompt", disable=silent) as bar,
         ):
+            if out.tell():
+                out.write("\n")  # behind a line that a kill may have cut off
             for group in calls:
                 fresh = self._generate(model, group, number)
                 for row in group:
@@ -164,18 +172,30 @@ def generate(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(stops), pad_token_id=pad
     )
-    own, was_training = model.generation_config, model.training
-    model.generation_config, model.config.use_cache = config, True
-    model.eval()
-    try:
-        with torch.no_grad():
-            output = model.generate(
-                input_ids, attention_mask=attention, generation_config=config, logits_processor=processors or []
-            )
-    finally:
-        model.generation_config, model.config.use_cache = own, False
-        model.train(was_training)
+    with _as_generator(model, config), torch.no_grad():
+        output = model.generate(
+            input_ids, attention_mask=attention, generation_config=config, logits_processor=processors or []
+        )
     return [_until_stop(ids, stops) for ids in output[:, width:].tolist()]
+
+
+@contextmanager
+def _as_generator(model, config: GenerationConfig) -> Iterator[None]:
+    """Evaluation mode, a cache, and `config` as the model's own (PEFT copies it to the base model), for a block."""
+    holders = {id(holder): holder for holder in (model, causal_lm(model))}.values()
+    before = [holder.generation_config for holder in holders]
+    was_training, used_cache = model.training, model.config.use_cache
+    model.eval()
+    model.config.use_cache = True
+    try:
+        for holder in holders:
+            holder.generation_config = config
+        yield
+    finally:
+        for holder, own in zip(holders, before, strict=True):
+            holder.generation_config = own
+        model.config.use_cache = used_cache
+        model.train(was_training)
 
 
 def stop_ids(model, tokenizer) -> set[int]:

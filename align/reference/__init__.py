@@ -58,9 +58,11 @@ class References:
             inner = inner.module
         was_training = policy.training
         policy.eval()
-        with inner.disable_adapter():
-            yield policy
-        policy.train(was_training)
+        try:
+            with inner.disable_adapter():
+                yield policy
+        finally:
+            policy.train(was_training)
 
 
 def freeze(model: nn.Module) -> nn.Module:

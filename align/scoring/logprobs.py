@@ -157,7 +157,7 @@ def kl_divergence(model: nn.Module, hidden: Tensor, ref_model: nn.Module, ref_hi
 def check_head(model: nn.Module) -> float:
     """Largest difference between our log-probs and those of the model's own logits, on a short probe.
 
-    Models whose head does something unknown to `head_logits` show up here, before they can train wrongly.
+    Models whose head does something unknown to `logit_transform` show up here, before they can train wrongly.
     """
     inner = causal_lm(model)
     device = inner.get_output_embeddings().weight.device

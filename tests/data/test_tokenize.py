@@ -1,0 +1,392 @@
+"""Prompt and response in tokens: the answer and its end-of-turn token, nothing else, on every kind of template."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from align.data.examples import Example, Prompt, Response
+from align.data.sources import Ledger
+from align.data.tokenize import PromptTooLong, encode_prompt, encode_response, encode_row, prompt_text
+from align.errors import UserError
+
+# Tokenizers, made in memory
+
+TEXTS = [
+    "Say hello, please. Hello. How are you today? I am fine, thank you very much!",
+    "The capital of France is Paris. Is it? Yes, it is. No, it is not. Go away.",
+    "system user assistant You are a helpful assistant. Be brief. [INST] Hi [/INST] Human: Assistant:",
+] * 20
+
+
+@functools.cache
+def byte_level(special: tuple[str, ...]) -> Tokenizer:
+    """Byte-level BPE, as Llama 3, Qwen and SmolLM2 have it: every text comes back from its tokens exactly."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=450, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return tokenizer
+
+
+def build(
+    special: tuple[str, ...], *, template: str | None, around: str = "$A", **names: str
+) -> PreTrainedTokenizerFast:
+    """A tokenizer; `around` is what it writes around a text if special tokens are asked for."""
+    inner = Tokenizer.from_str(byte_level(special).to_str())
+    ids = [(token, inner.token_to_id(token)) for token in special]
+    inner.post_processor = processors.TemplateProcessing(single=around, special_tokens=ids)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, clean_up_tokenization_spaces=False, **names)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+CHATML = (
+    "{% for message in messages %}"
+    "{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    "{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def chatml(template: str = CHATML) -> PreTrainedTokenizerFast:
+    """As SmolLM2: a default system prompt, a line break behind the end of each turn, no BOS."""
+    return build(CHATML_TOKENS, template=template, bos_token="<|im_start|>", eos_token="<|im_end|>")
+
+
+LLAMA3 = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+LLAMA3_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+
+
+def llama3(eos_token: str = "<|eot_id|>") -> PreTrainedTokenizerFast:
+    """As Llama 3: header ids, contents trimmed, BOS both in the template and from the tokenizer."""
+    return build(
+        LLAMA3_TOKENS,
+        template=LLAMA3,
+        around="<|begin_of_text|> $A",
+        bos_token="<|begin_of_text|>",
+        eos_token=eos_token,
+    )
+
+
+MISTRAL = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}"
+    "{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% else %}{{ message['content'] + eos_token + ' ' }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+def mistral() -> PreTrainedTokenizerFast:
+    """As Mistral: no generation prompt, BOS and EOS in the template, a space behind EOS, no system message."""
+    return build(("<s>", "</s>"), template=MISTRAL, around="<s> $A", bos_token="<s>", eos_token="</s>")
+
+
+def plain(around: str = "<s> $A") -> PreTrainedTokenizerFast:
+    """A base model: no chat template, BOS from the tokenizer."""
+    return build(("<s>", "</s>"), template=None, around=around, bos_token="<s>", eos_token="</s>")
+
+
+TOKENIZERS = {"chatml": chatml, "llama3": llama3, "mistral": mistral, "plain": plain}
+END_OF_TURN = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "mistral": "</s>", "plain": "</s>"}
+
+# The prompt "Hi" as each model reads it, written out by hand
+SAID = {
+    "chatml": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+    "llama3": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "mistral": "<s>[INST] Hi [/INST]",
+    "plain": "<s>Hi",
+}
+
+# user, assistant, user: the earlier answer is part of the prompt
+TURNS = (("user", "Hi"), ("assistant", "Hello."), ("user", "Go away."))
+SAID_IN_TURNS = {
+    "chatml": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+    "<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nGo away.<|im_end|>\n<|im_start|>assistant\n",
+    "llama3": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nGo away.<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "mistral": "<s>[INST] Hi [/INST]Hello.</s> [INST] Go away. [/INST]",
+}
+
+
+def text_of(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+    return tokenizer.decode(list(ids), skip_special_tokens=False)
+
+
+def response_text(tokenizer: PreTrainedTokenizerFast, prompt: Prompt, text: str) -> str:
+    return text_of(tokenizer, encode_response(tokenizer, prompt, encode_prompt(tokenizer, prompt), text))
+
+
+# Prompts
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_prompt(name):
+    tokenizer = TOKENIZERS[name]()
+    assert text_of(tokenizer, encode_prompt(tokenizer, "Hi")) == SAID[name]
+
+
+@pytest.mark.parametrize("name", SAID_IN_TURNS)
+def test_prompt_of_messages(name):
+    tokenizer = TOKENIZERS[name]()
+    assert text_of(tokenizer, encode_prompt(tokenizer, (("user", "Hi"),))) == SAID[name]
+    assert text_of(tokenizer, encode_prompt(tokenizer, TURNS)) == SAID_IN_TURNS[name]
+
+
+@pytest.mark.parametrize("name", ["llama3", "mistral", "plain"])
+def test_prompt_and_response_have_one_bos(name):
+    tokenizer = TOKENIZERS[name]()
+    prompt_ids = encode_prompt(tokenizer, "Hi")
+    ids = [*prompt_ids, *encode_response(tokenizer, "Hi", prompt_ids, "Hello.")]
+    assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_messages_need_a_chat_template():
+    with pytest.raises(UserError) as error:
+        encode_prompt(plain(), TURNS)
+    assert str(error.value) == (
+        "data: prompts are chat messages, but the model has no chat template; "
+        "use an instruction-tuned model, or give prompts as plain text"
+    )
+
+
+# Responses
+
+ANSWERS = [
+    "Hello.",
+    "Yes",
+    "The capital of France is Paris.\n\nIs it? Yes,  it is.",
+    "Grüße, 世界 🙂 — naïve",
+    "- one\n- two\n\t- three",
+    "x" * 50,
+    "<s> is not special everywhere, [INST] neither",
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_response_is_the_text_and_the_end_of_turn(name, answer):
+    assert response_text(TOKENIZERS[name](), "Hi", answer) == answer + END_OF_TURN[name]
+
+
+@pytest.mark.parametrize("answer", [" Hello.", "Hello. ", "Hello.\n\n \n \n", "\u00a0Hello."])
+@pytest.mark.parametrize("name", ["chatml", "plain"])
+def test_response_keeps_white_space_that_the_template_keeps(name, answer):
+    assert response_text(TOKENIZERS[name](), "Hi", answer) == answer + END_OF_TURN[name]
+
+
+@pytest.mark.parametrize("answer", ["Hello. ", "Hello.\n", "Yes \n \n \n \n", " \n \n \n Yes"])
+def test_response_has_one_end_of_turn_if_the_template_trims(answer):
+    """The trimmed text is shorter than the text of the row: its end must be found all the same."""
+    assert response_text(llama3(), "Hi", answer) == answer.strip() + "<|eot_id|>"
+
+
+@pytest.mark.parametrize("name", SAID_IN_TURNS)
+def test_response_to_several_turns_is_the_last_answer_alone(name):
+    assert response_text(TOKENIZERS[name](), TURNS, "No.") == "No." + END_OF_TURN[name]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_response_ends_in_one_end_of_turn_that_is_a_token(name):
+    tokenizer = TOKENIZERS[name]()
+    ids = encode_response(tokenizer, "Hi", encode_prompt(tokenizer, "Hi"), "Hello. Go away.")
+    end = tokenizer.convert_tokens_to_ids(END_OF_TURN[name])
+    assert ids[-1] == end and ids.count(end) == 1
+
+
+@pytest.mark.parametrize("answer", ["Write <|im_end|> behind the end of each and every turn.", "Say <|im_end|>."])
+def test_response_that_quotes_the_end_of_turn_is_kept_whole(answer):
+    assert response_text(chatml(), "Hi", answer) == answer + "<|im_end|>"
+
+
+def test_end_of_turn_that_is_not_the_tokenizers_eos():
+    """Llama 3 and Phi 3: the turn ends with a special token of its own, EOS ends the document."""
+    assert response_text(llama3(eos_token="<|end_of_text|>"), "Hi", "Hello.") == "Hello.<|eot_id|>"
+
+
+NO_END = (
+    "{% for message in messages %}{{ '\n' + message['role'] + ': ' + message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\nassistant:' }}{% endif %}"
+)
+
+
+def test_template_without_end_of_turn_gets_eos():
+    assert response_text(chatml(NO_END), "Hi", "Hello.") == " Hello.<|im_end|>"
+
+
+def test_eos_of_the_tokenizer_does_not_part_prompt_and_response():
+    """Some tokenizers write EOS behind every text; behind a prompt it would end what is about to be answered."""
+    tokenizer = plain(around="<s> $A </s>")
+    assert text_of(tokenizer, encode_prompt(tokenizer, "Hi")) == "<s>Hi"
+    assert response_text(tokenizer, "Hi", "Hello.") == "Hello.</s>"
+
+
+# Templates whose rendered answer does not continue the rendered prompt
+
+THINKING = CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>\n'")
+SPACE_AT_THE_SEAM = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [THINKING, SPACE_AT_THE_SEAM], ids=["other-prompt", "merged-token"])
+def test_prompt_rendered_differently_before_an_answer_is_detected(template):
+    tokenizer = chatml(template)
+    with pytest.raises(ValueError) as error:
+        encode_response(tokenizer, "Hi", encode_prompt(tokenizer, "Hi"), "Yes")
+    assert str(error.value) == "the chat template renders the prompt differently before an answer"
+
+
+@pytest.mark.parametrize("template", [THINKING, SPACE_AT_THE_SEAM], ids=["other-prompt", "merged-token"])
+def test_prompt_rendered_differently_before_an_answer_is_counted(template):
+    row, ledger = encode(chatml(template), Response("Yes", "positive"), Response("No", "negative"))
+    assert row.responses == ()
+    assert ledger.dropped == {"response dropped: prompt boundary unclear": 2}
+    assert ledger.places == {"response dropped: prompt boundary unclear": ["my.jsonl:7", "my.jsonl:7"]}
+
+
+# The instruction for sampling
+
+
+def test_instruction_replaces_the_templates_own_system_prompt():
+    expected = SAID["chatml"].replace("You are a helpful assistant.", "Be brief.")
+    assert prompt_text(chatml(), "Hi", "Be brief.") == prompt_text(chatml(), (("user", "Hi"),), "Be brief.") == expected
+
+
+def test_instruction_goes_before_a_system_message_that_is_there():
+    prompt = (("system", "Be kind."), ("user", "Hi"))
+    expected = SAID["chatml"].replace("You are a helpful assistant.", "Be brief.\n\nBe kind.")
+    assert prompt_text(chatml(), prompt, "Be brief.") == expected
+    assert prompt == (("system", "Be kind."), ("user", "Hi"))
+
+
+def test_instruction_on_a_template_without_system_prompt():
+    system = "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+    expected = SAID["llama3"].replace("<|begin_of_text|>", "<|begin_of_text|>" + system)
+    tokenizer = llama3()
+    assert text_of(tokenizer, encode_prompt(tokenizer, "Hi", "Be brief.")) == expected
+
+
+def test_instruction_without_template_is_a_paragraph_before_the_prompt():
+    tokenizer = plain()
+    assert text_of(tokenizer, encode_prompt(tokenizer, "Hi", "Be brief.")) == "<s>Be brief.\n\nHi"
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("instruction", [None, ""])
+def test_no_instruction_changes_nothing(name, instruction):
+    tokenizer = TOKENIZERS[name]()
+    assert text_of(tokenizer, encode_prompt(tokenizer, "Hi", instruction)) == SAID[name]
+
+
+def test_template_that_refuses_the_instruction_is_a_user_error():
+    """Mistral's and Gemma's templates raise if they meet a system message; the recipe's author can mend that."""
+    with pytest.raises(UserError):
+        encode_prompt(mistral(), "Hi", "Be brief.")
+
+
+# Rows
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast,
+    *responses: Response,
+    roles: Sequence[int] = (1, 0, -1),
+    max_length: int = 200,
+):
+    """(row, ledger) of the prompt "Hi" with some responses."""
+    ledger, example = Ledger(), Example("Hi", responses, "by hand", "my.jsonl:7")
+    return encode_row(tokenizer, example, roles=set(roles), max_length=max_length, ledger=ledger), ledger
+
+
+def test_row_carries_roles_weights_and_rewards_in_order():
+    given = [Response("Yes", "positive", 1.5, 2.0), Response("No", "negative", -1.0), Response("Hi", "sample")]
+    row, ledger = encode(chatml(), *given)
+    carried = [(response.role, response.weight, response.reward) for response in row.responses]
+    assert carried == [(1, 2.0, 1.5), (-1, 1.0, -1.0), (0, 1.0, None)]
+    assert row.example.responses == tuple(given) and ledger.dropped == {}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_row_is_prompt_and_responses(name):
+    tokenizer = TOKENIZERS[name]()
+    row, _ = encode(tokenizer, Response("Yes, it is.", "positive"), Response("No.", "negative"))
+    texts = [text_of(tokenizer, row.prompt_ids + response.ids) for response in row.responses]
+    assert texts == [SAID[name] + answer + END_OF_TURN[name] for answer in ("Yes, it is.", "No.")]
+    assert row.lengths() == [len(row.prompt_ids) + len(response.ids) for response in row.responses]
+
+
+def test_responses_of_roles_not_asked_for_are_counted():
+    given = [Response("a", "positive"), Response("b", "negative"), Response("c", "sample"), Response("d", "positive")]
+    row, ledger = encode(chatml(), *given, roles=[-1])
+    assert [response.role for response in row.responses] == [-1]
+    assert ledger.dropped == {"response unused: positive": 2, "response unused: sample": 1}
+    assert ledger.places["response unused: sample"] == ["my.jsonl:7"]
+
+
+LONG = "The capital of France is Paris. Is it? Yes, it is."
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_longer_response_is_cut_without_end_of_turn_and_counted(name):
+    tokenizer = TOKENIZERS[name]()
+    whole = encode(tokenizer, Response(LONG, "negative"))[0]
+    row, ledger = encode(
+        tokenizer,
+        Response(LONG, "negative"),
+        Response("No.", "negative"),
+        max_length=whole.lengths()[0] - 1,
+    )
+    assert row.responses[0].ids == whole.responses[0].ids[:-1]
+    assert text_of(tokenizer, row.responses[0].ids) == LONG
+    assert text_of(tokenizer, row.responses[1].ids) == "No." + END_OF_TURN[name]
+    assert (ledger.dropped, ledger.places) == ({"response truncated": 1}, {"response truncated": ["my.jsonl:7"]})
+
+
+def test_response_that_just_fits_is_not_cut():
+    tokenizer = chatml()
+    whole = encode(tokenizer, Response(LONG, "negative"))[0]
+    row, ledger = encode(tokenizer, Response(LONG, "negative"), max_length=whole.lengths()[0])
+    assert (row, ledger.dropped) == (whole, {})
+
+
+def test_room_for_one_token_is_room():
+    tokenizer = chatml()
+    length = len(encode_prompt(tokenizer, "Hi")) + 1
+    row, ledger = encode(tokenizer, Response(LONG, "negative"), max_length=length)
+    assert row.lengths() == [length] and ledger.dropped == {"response truncated": 1}
+
+
+@pytest.mark.parametrize("short_by", [0, 5])
+def test_prompt_too_long(short_by):
+    tokenizer = chatml()
+    length = len(encode_prompt(tokenizer, "Hi"))
+    with pytest.raises(PromptTooLong) as error:
+        encode(tokenizer, Response("No.", "negative"), max_length=length - short_by)
+    assert str(error.value) == f"{length} tokens of prompt, data.max_length is {length - short_by}"
