@@ -45,18 +45,19 @@ def check_recipes(words: list[str]) -> None:
     from align import recipe
 
     overrides = [word for word in words if "=" in word]
-    errors: list[UserError] = []
-    for path in (word for word in words if "=" not in word):
+    paths = [word for word in words if "=" not in word]
+    if not paths:
+        raise UserError("command line", "names no recipe", "align check RECIPE [key=value ...]")
+    errors: dict[str, UserError] = {}  # by their text: a wrong override is the same mistake for every recipe
+    for path in paths:
         try:
             loaded = recipe.load(path, overrides)
-        except UserErrors as error:
-            errors += error.errors
         except UserError as error:
-            errors.append(error)
+            errors |= {str(single): single for single in error.each()}
         else:
             print(f"{path}: ok ({loaded.objective['name']}, {loaded.model.path}, writes {loaded.output})")
     if errors:
-        raise UserErrors(errors)
+        raise UserErrors(list(errors.values()))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Errors a user can cause and mend: one line on stderr each, exit code 2, never a traceback."""
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +19,10 @@ class UserError(Exception):
         self.where, self.what, self.fix = where, what, fix
         super().__init__(printable(f"{where}: {what}" + (f"; {fix}" if fix else "")))
 
+    def each(self) -> list[UserError]:
+        """The single errors: this one."""
+        return [self]
+
 
 class UserErrors(UserError):
     """Several user errors, found together and reported together, one line each."""
@@ -24,6 +30,9 @@ class UserErrors(UserError):
     def __init__(self, errors: list[UserError], note: str = ""):
         self.errors = errors
         Exception.__init__(self, "\n".join([str(error) for error in errors] + ([note] if note else [])))
+
+    def each(self) -> list[UserError]:
+        return self.errors
 
 
 def printable(text: str) -> str:
@@ -33,8 +42,24 @@ def printable(text: str) -> str:
 
 def shorten(value: object, limit: int = 60) -> str:
     """`value` as it may appear in a message: one printable line of at most `limit` characters."""
-    text = printable(value if isinstance(value, str) else repr(value))
+    text = printable(_plain(value))
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _plain(value: object) -> str:
+    """`value` in the words of a recipe's reader, not of Python."""
+    if value is None:
+        return "null"
+    if isinstance(value, OSError) and value.strerror:
+        return value.strerror  # without the number and the path, which `where` says already
+    if isinstance(value, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    if isinstance(value, BaseException):
+        return " ".join(str(value).split()) or type(value).__name__
+    try:
+        return value if isinstance(value, str) else repr(value)
+    except ValueError:  # Python refuses to write out integers of thousands of digits
+        return f"{type(value).__name__} of enormous length"
 
 
 def run_main(main: Callable[[], None]) -> None:

@@ -5,20 +5,18 @@ A loaded `Recipe` is frozen and complete: what it does not say is not used anywh
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from align import objectives, yaml_lines
+from align import objectives, recipe_checks, yaml_lines
 from align.data import sources
-from align.errors import UserError, UserErrors
-from align.models import check_path
+from align.errors import UserError, UserErrors, shorten
+from align.recipe_checks import training_argument_names as training_argument_names
 from align.schema import Reader, nearest, option
 from align.yaml_lines import dotted
+
+COMMAND_LINE = "command line"  # the place of what overrides say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,28 +125,12 @@ class Recipe:
         return objectives.load(parameters.pop("name"))(**parameters)
 
     def to_yaml(self) -> str:
-        """Every value, resolved: what the run folder keeps as `recipe.yaml`."""
-        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True, width=110)
-
-
-# TrainingArguments that a recipe says elsewhere, or that must not change: field -> where to say it.
-OWNED_BY_RECIPE = {
-    "output_dir": "output", "learning_rate": "train.learning_rate", "num_train_epochs": "train.epochs",
-    "max_steps": "train.max_steps", "seed": "train.seed", "data_seed": "train.seed", "save_steps": "train.save_every",
-    "save_strategy": "train.save_every", "bf16": "train.precision", "fp16": "train.precision",
-    "per_device_train_batch_size": "train.tokens_per_device", "gradient_accumulation_steps": "train.tokens_per_device",
-    "eval_steps": "eval.every", "eval_strategy": "eval.every", "resume_from_checkpoint": "train.resume",
-    "run_name": "name", "logging_nan_inf_filter": "nowhere: a non-finite loss always stops the run",
-    "remove_unused_columns": "nowhere", "prediction_loss_only": "nowhere", "label_names": "nowhere",
-    "ignore_data_skip": "nowhere", "load_best_model_at_end": "nowhere",
-    "auto_find_batch_size": "train.tokens_per_device",
-    "logging_steps": "nowhere: every step is logged", "logging_strategy": "nowhere: every step is logged",
-    "disable_tqdm": "nowhere", "average_tokens_across_devices": "nowhere", "save_safetensors": "nowhere",
-    "deepspeed": "accelerate launch --use_deepspeed --deepspeed_config_file", "eval_on_start": "nowhere",
-    "label_smoothing_factor": "objective.label_smoothing", "group_by_length": "nowhere", "use_cpu": "nowhere",
-    "fsdp": "nowhere: FSDP has not been tried yet", "fsdp_config": "nowhere: FSDP has not been tried yet",
-    "train_sampling_strategy": "nowhere", "include_num_input_tokens_seen": "nowhere: metrics.jsonl has the tokens",
-}  # fmt: skip
+        """Every value that the run uses, resolved: what the run folder keeps as `recipe.yaml`."""
+        needs, data = objectives.load(self.objective["name"]).needs, dataclasses.asdict(self)
+        for section, need in recipe_checks.SECTION_NEEDS.items():
+            if need not in needs:
+                del data[section]  # `load` refuses sections that the objective does not use
+        return yaml_lines.dump(data)
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -156,41 +138,53 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
     `overrides` are `key=value` texts such as `train.epochs=2` or `data.sources=[my.jsonl]`.
     """
-    data, places = yaml_lines.load(Path(path))
-    for text in overrides or []:
-        _override(data, places, text)
+    errors: list[UserError] = []
+    values = [_parsed(text, errors) for text in overrides or []]
+    try:
+        data, places = yaml_lines.load(Path(path))
+    except UserError as error:
+        raise UserErrors([*errors, *error.each()]) from None
+    for value in values:
+        if value is not None:
+            _override(data, places, errors, *value)
     reader = Reader(lambda at: _nearest_place(at, places), dotted)
     _plain_sources(data)
     recipe = reader.section(Recipe, data, ())
-    objective = _objective(reader, data.get("objective"))
-    if recipe is not None and objective is not None:
-        recipe = _resolve(recipe, objective)
-        _cross_checks(reader, recipe, objective, data)
-    if reader.errors:
-        raise UserErrors(reader.errors)
-    return recipe
+    cls, objective = _objective(reader, data.get("objective"))
+    recipe_checks.check(reader, recipe, cls.needs if cls else objectives.NEEDS, data)
+    if errors or reader.errors:
+        raise UserErrors(errors + reader.errors)
+    return _resolve(recipe, objective)
 
 
-def _override(data: dict, places: dict, text: str) -> None:
+def _parsed(text: str, errors: list[UserError]) -> tuple[str, list[str], object] | None:
+    """(place, keys, value) of a `key=value`; None for one that is wrong, which goes to `errors`."""
     key, equals, value = text.partition("=")
-    where = f"command line: {text}"
+    where = f"{COMMAND_LINE}: {shorten(text, 80)}"
     if not equals or not key:
-        raise UserError(where, "is not key=value", "write, for example, train.epochs=2")
-    *sections, last = key.split(".")
-    for section in sections:
+        errors.append(UserError(where, "is not key=value", "write, for example, train.epochs=2"))
+        return None
+    try:
+        return where, key.split("."), yaml_lines.parse_value(value, where)
+    except UserError as error:
+        errors += error.each()
+        return None
+
+
+def _override(data: dict, places: dict, errors: list[UserError], where: str, keys: list[str], value: object) -> None:
+    for depth, section in enumerate(keys[:-1], 1):
         if data.get(section) is None:
             data[section] = {}
+            places.setdefault(tuple(keys[:depth]), COMMAND_LINE)
         data = data[section]
         if not isinstance(data, dict):
-            raise UserError(where, f"{section!r} has no keys", f"write {section}=...")
-    try:
-        data[last] = yaml_lines.parse_value(value)
-    except yaml.YAMLError:
-        raise UserError(where, "the value is not valid YAML", "quote it for the shell and for YAML") from None
-    at = tuple(key.split("."))
+            errors.append(UserError(where, f"{section!r} has no keys", f"write {section}=..."))
+            return
+    data[keys[-1]] = value
+    at = tuple(keys)
     for inner in [other for other in places if other[: len(at)] == at]:
         del places[inner]
-    places[at] = "command line"
+    places[at] = COMMAND_LINE
 
 
 def _nearest_place(at: tuple, places: dict) -> str:
@@ -207,20 +201,23 @@ def _plain_sources(data: dict) -> None:
             data[section]["sources"] = [{"path": item} if isinstance(item, str) else item for item in given]
 
 
-def _objective(reader: Reader, given: object) -> objectives.Objective | None:
+def _objective(reader: Reader, given: object) -> tuple[type | None, objectives.Objective | None]:
+    """The objective's class and the objective; None for what mistakes make unknown."""
     if not isinstance(given, dict):
-        return None  # the section check has said so
+        return None, None  # the section check has said so
     name = given.get("name")
     if not isinstance(name, str):
-        reader.fail(("objective", "name"), "is missing", "one of " + ", ".join(objectives.available()))
-        return None
+        what = "is missing" if name is None else f"{shorten(name)} is not text"
+        reader.fail(("objective", "name"), what, "one of " + ", ".join(objectives.available()))
+        return None, None
     try:
         cls = objectives.load(name)
     except LookupError as error:
         reader.fail(("objective", "name"), str(error), nearest(name, objectives.available()))
-        return None
-    parameters = {key: value for key, value in given.items() if key != "name"}
-    return reader.section(cls, parameters, ("objective",))
+        return None, None
+    before = len(reader.errors)
+    parameters = reader.values(cls, {key: value for key, value in given.items() if key != "name"}, ("objective",))
+    return cls, cls(**parameters) if len(reader.errors) == before else None
 
 
 def _resolve(recipe: Recipe, objective: objectives.Objective) -> Recipe:
@@ -235,64 +232,11 @@ def _resolve(recipe: Recipe, objective: objectives.Objective) -> Recipe:
         held_out = [
             dataclasses.replace(source, split=sources.HELD_OUT, weight=1.0)
             for source in recipe.data.sources
-            if source.path.startswith(sources.BUILTIN) and source.split == "train"
+            if source.path.startswith(sources.BUILTIN)
+            and source.split == "train"
+            and sources.check(source.path, sources.HELD_OUT) is None  # not every set has a held-out part
         ]
         benign = Source(path=f"{sources.BUILTIN}benign", split=sources.HELD_OUT)
         evaluation = dataclasses.replace(evaluation, sources=[*held_out, benign])
     hyper = {"name": recipe.objective["name"], **dataclasses.asdict(objective)}
     return dataclasses.replace(recipe, reference=reference, eval=evaluation, objective=hyper)
-
-
-def _cross_checks(reader: Reader, recipe: Recipe, objective: objectives.Objective, data: dict) -> None:
-    if not recipe.data.sources:
-        reader.fail(("data", "sources"), "names no data", "give a file, a hub id or builtin:unwanted")
-    named = {"data": recipe.data.sources, "retain": recipe.retain.sources, "eval": recipe.eval.sources}
-    for section, items in named.items():
-        for index, source in enumerate(items):
-            problem = sources.check(source.path, source.split)
-            if problem:
-                reader.fail((section, "sources", index, "path"), *problem)
-    _reference_checks(reader, recipe, objective, data)
-    if "samples" not in objective.needs and data.get("sampling"):
-        reader.fail(("sampling",), f"objective {recipe.objective['name']!r} uses no samples", "leave the section out")
-    problem = check_path(recipe.model.path)
-    if problem:
-        reader.fail(("model", "path"), *problem)
-    _hf_checks(reader, recipe.train.hf)
-
-
-def _reference_checks(reader: Reader, recipe: Recipe, objective: objectives.Objective, data: dict) -> None:
-    if "reference" not in objective.needs:
-        if data.get("reference"):
-            reader.fail(("reference",), f"objective {recipe.objective['name']!r} uses none", "leave the section out")
-        return
-    if recipe.reference.samples is not None and "samples" not in objective.needs:
-        reader.fail(("reference", "samples"), f"objective {recipe.objective['name']!r} uses no samples", "leave it out")
-    for key in ("policy", "samples"):
-        who = getattr(recipe.reference, key)
-        if who == "adapter_off" and recipe.model.adapter is None:
-            fix = "use frozen, or train a LoRA adapter (model.adapter)"
-            reader.fail(("reference", key), "adapter_off, but no adapter is trained", fix)
-        elif who not in ("adapter_off", "frozen", None):
-            problem = check_path(who)
-            if problem:
-                reader.fail(("reference", key), *problem)
-
-
-def _hf_checks(reader: Reader, hf: dict) -> None:
-    if not hf:
-        return
-    known = training_argument_names()
-    for key in hf:
-        if key in OWNED_BY_RECIPE:
-            reader.fail(("train", "hf", key), "is not set here", f"say it at {OWNED_BY_RECIPE[key]}")
-        elif key not in known:
-            reader.fail(("train", "hf", key), "transformers.TrainingArguments has no such field", nearest(key, known))
-
-
-def training_argument_names() -> list[str]:
-    """The fields of TrainingArguments, read from its source: importing it takes seconds."""
-    root = Path(importlib.util.find_spec("transformers").origin).parent
-    tree = ast.parse((root / "training_args.py").read_text(encoding="utf-8"))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
-    return [node.target.id for node in body if isinstance(node, ast.AnnAssign)]

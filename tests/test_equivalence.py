@@ -1,6 +1,7 @@
 """Runs that must agree do agree, through the real command line, on a tiny random model.
 
-Unequal lengths, an unequal number of responses a prompt, samples drawn anew from the changing policy.
+Unequal lengths, an unequal number of responses a prompt, samples drawn anew from the changing policy, and a
+retain term.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ RECIPE = """
 name: equivalence
 model:     {{path: {model}, adapter: {{rank: 4}}}}
 data:      {{sources: [{data}], max_length: 128}}
+retain:    {{sources: [{data}], weight: 0.5, prompts_per_step: 3}}
 sampling:  {{k: 2, max_new_tokens: 12, every: 2}}
 objective: {{name: d2o, alpha: 0.3, beta: 0.1}}
 train:     {{learning_rate: 1.0e-2, max_steps: {steps}, prompts_per_step: 8, tokens_per_device: {tokens}, seed: 3}}
@@ -45,9 +47,9 @@ def one_process(recipe, tmp_path_factory) -> Path:
 
 
 def test_the_first_loss_is_known(one_process):
-    """The policy begins as its reference, so every log-ratio is 0 and D2O's loss is ln 2."""
+    """The policy begins as its reference: every log-ratio is 0, D2O's part ln 2, the rest the retain term."""
     first = metrics(one_process)[0]
-    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["loss"] == pytest.approx(math.log(2) + 0.5 * first["retain/nll"], abs=1e-6)
     assert first["log_ratio/negative"] == pytest.approx(0, abs=1e-6)
 
 
@@ -63,7 +65,7 @@ def assert_same_course(run: Path, other: Path, tolerance: float = 1e-5) -> None:
     moved = abs(ours[0]["logps/negative"] - ours[-1]["logps/negative"])
     assert moved > 0.05, "the runs must have learned something for their agreement to mean anything"
     for mine, other_line in zip(ours, theirs, strict=True):
-        for key in ("loss", "logps/negative", "logps/sample", "log_ratio/negative"):
+        for key in ("loss", "logps/negative", "logps/sample", "log_ratio/negative", "retain/nll"):
             assert mine[key] == pytest.approx(other_line[key], abs=tolerance), (mine["step"], key)
         assert mine["grad_norm"] == pytest.approx(other_line["grad_norm"], rel=1e-3), mine["step"]
         assert mine["tokens"] == other_line["tokens"], mine["step"]

@@ -7,6 +7,7 @@ M response tokens in all, P pairs.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -134,7 +135,7 @@ def share_out(rows: Sequence[TokenizedRow], *, world: int, tokens_per_device: in
     `tokens_per_device` allows. A rank may get empty micro-batches when there are fewer rows than places.
     """
     ordered = sorted(rows, key=lambda row: max(row.lengths()), reverse=True)
-    fewest = sum(sum(row.lengths()) for row in ordered) // (world * tokens_per_device) + 1
+    fewest = max(1, math.ceil(sum(sum(row.lengths()) for row in ordered) / (world * tokens_per_device)))
     for each in range(fewest, max(fewest, len(ordered)) + 1):
         bins = _cut(ordered, world * each)
         if all(padded_tokens(group) <= tokens_per_device for group in bins) or world * each >= len(ordered):

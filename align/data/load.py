@@ -10,7 +10,14 @@ from align.data import sources
 from align.data.collate import padded_tokens
 from align.data.examples import Example
 from align.data.sources import Ledger
-from align.data.tokenize import PromptTooLong, TokenizedResponse, TokenizedRow, encode_row
+from align.data.tokenize import (
+    PromptTooLong,
+    TemplateRefuses,
+    TokenizedResponse,
+    TokenizedRow,
+    encode_prompt,
+    encode_row,
+)
 from align.errors import UserError, shorten
 from align.objectives import NEGATIVE, POSITIVE, SAMPLE, Objective
 
@@ -67,16 +74,21 @@ def load(recipe: Recipe, tokenizer, objective: Objective) -> Rows:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(ledger.dropped.items()))
         raise UserError("data.sources", f"no row can be used ({reasons or 'none were read'})", _way_out(objective))
     _check_fit(train, recipe, objective)
+    if "samples" in objective.needs:  # so that a template that cannot take the instruction is told now
+        encode_prompt(tokenizer, train[0].example.prompt, recipe.sampling.instruction)
     retain, retain_weights = _retain_rows(recipe, tokenizer, ledger)
-    return Rows(train, weights, retain, retain_weights, _held_out_sets(recipe, kept_out, tokenizer), ledger)
+    held_out = _held_out_sets(recipe, kept_out, tokenizer, ledger)
+    return Rows(train, weights, retain, retain_weights, held_out, ledger)
 
 
 def _retain_rows(recipe: Recipe, tokenizer, ledger: Ledger) -> tuple[list[TokenizedRow], list[float]]:
     rows, weights = [], []
     for source in recipe.retain.sources:
         for example in sources.read(source.path, source.split, on_bad_rows=recipe.data.on_bad_rows, ledger=ledger):
-            row = _one_role_row(example, POSITIVE, recipe, tokenizer, ledger)
-            if row is None or not row.responses:
+            row = _tokens(example, {POSITIVE}, recipe, tokenizer, ledger)
+            if row is None:
+                continue
+            if not row.responses:
                 ledger.drop("retain row dropped: no positives that fit", example.place)
             else:
                 rows.append(dataclasses.replace(row, retain=True))
@@ -89,10 +101,8 @@ def _retain_rows(recipe: Recipe, tokenizer, ledger: Ledger) -> tuple[list[Tokeni
 def _encode(example: Example, recipe: Recipe, tokenizer, objective: Objective, ledger: Ledger) -> TokenizedRow | None:
     """The row in tokens, or None (and a ledger entry) if the objective cannot use it."""
     roles = objective.roles() - ({SAMPLE} if "samples" in objective.needs else set())
-    try:
-        row = encode_row(tokenizer, example, roles=roles, max_length=recipe.data.max_length, ledger=ledger)
-    except PromptTooLong:
-        ledger.drop("row dropped: prompt too long", example.place)
+    row = _tokens(example, roles, recipe, tokenizer, ledger)
+    if row is None:
         return None
     found = {response.role for response in row.responses}
     needed = set(objective.needs) | ({"positives", "negatives"} if "pairs" in objective.needs else set())
@@ -101,6 +111,19 @@ def _encode(example: Example, recipe: Recipe, tokenizer, objective: Objective, l
             ledger.drop(f"row dropped: no {need}", example.place)
             return None
     return row
+
+
+def _tokens(example: Example, roles: set[int], recipe: Recipe, tokenizer, ledger: Ledger) -> TokenizedRow | None:
+    """The row in tokens with its responses of `roles`; None (and a ledger entry) if its prompt cannot be used."""
+    try:
+        return encode_row(tokenizer, example, roles=roles, max_length=recipe.data.max_length, ledger=ledger)
+    except PromptTooLong:
+        ledger.drop("row dropped: prompt too long", example.place)
+    except TemplateRefuses:
+        if recipe.data.on_bad_rows != "skip":
+            raise
+        ledger.drop("row dropped: the chat template refuses it", example.place)
+    return None
 
 
 def _way_out(objective: Objective) -> str:
@@ -122,34 +145,30 @@ def _check_fit(train: list[TokenizedRow], recipe: Recipe, objective: Objective) 
             raise UserError(row.example.place, f"{what}{recipe.train.tokens_per_device}", fix)
 
 
-def _held_out_sets(recipe: Recipe, kept_out: list[tuple[str, Example]], tokenizer) -> list[HeldOutSet]:
+def _held_out_sets(recipe: Recipe, kept_out: list[tuple[str, Example]], tokenizer, ledger: Ledger) -> list[HeldOutSet]:
     groups: dict[str, list[Example]] = {}
+    aside = Ledger()  # the rows read for the run are those it learns from; only what is dropped counts here
     for source in recipe.eval.sources:
         groups.setdefault(_title(source), []).extend(
-            sources.read(source.path, source.split, on_bad_rows=recipe.data.on_bad_rows, ledger=Ledger())
+            sources.read(source.path, source.split, on_bad_rows=recipe.data.on_bad_rows, ledger=aside)
         )
     for path, example in kept_out:
         groups.setdefault(shorten(path, 28), []).append(example)
     sets = []
     for title, examples in groups.items():
+        rows = [_tokens(example, {POSITIVE, NEGATIVE}, recipe, tokenizer, aside) for example in examples]
         for role, number, label in (("negative", NEGATIVE, "negatives"), ("positive", POSITIVE, "good answers")):
-            rows = [
-                _one_role_row(example, number, recipe, tokenizer, Ledger())
-                for example in examples
-                if example.texts(role)
-            ]
-            rows = [row for row in rows if row is not None and row.responses]
-            if rows:
-                sets.append(HeldOutSet(f"{title}: {label}", role, tuple(rows)))
+            of_role = tuple(_of_role(row, number) for row in rows if row is not None)
+            of_role = tuple(row for row in of_role if row.responses)
+            if of_role:
+                sets.append(HeldOutSet(f"{title}: {label}", role, of_role))
+    ledger.merge(aside, "held-out: ")
     return sets
 
 
-def _one_role_row(example: Example, role: int, recipe: Recipe, tokenizer, ledger: Ledger) -> TokenizedRow | None:
-    """The row with the responses of one role; None if its prompt is too long."""
-    try:
-        return encode_row(tokenizer, example, roles={role}, max_length=recipe.data.max_length, ledger=ledger)
-    except PromptTooLong:
-        return None
+def _of_role(row: TokenizedRow, role: int) -> TokenizedRow:
+    responses = tuple(response for response in row.responses if response.role == role)
+    return dataclasses.replace(row, responses=responses)
 
 
 def _title(source: Source) -> str:

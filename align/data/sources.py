@@ -6,8 +6,10 @@ import glob
 import gzip
 import hashlib
 import json
+import os
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +20,8 @@ from align.schema import nearest
 BUILTIN = "builtin:"
 HELD_OUT = "heldout"
 _FOLDER = Path(__file__).parent / "builtin"
-_LOCAL = (".jsonl", ".jsonl.gz", ".csv", ".parquet", ".json")
+_JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+_LOCAL = (*_JSON_LINES, ".csv", ".parquet", ".json")
 _SHOWN = 10  # how many broken rows an error lists
 
 
@@ -37,6 +40,13 @@ class Ledger:
         if len(self.places[reason]) < _SHOWN:
             self.places[reason].append(place)
 
+    def merge(self, other: Ledger, prefix: str) -> None:
+        """Takes over what `other` dropped, its reasons behind `prefix`; the rows it read are not counted as ours."""
+        for reason, count in other.dropped.items():
+            self.dropped[prefix + reason] += count
+            places = self.places.setdefault(prefix + reason, [])
+            places += other.places[reason][: _SHOWN - len(places)]
+
     def as_dict(self) -> dict:
         reasons = {key: {"count": count, "first": self.places[key]} for key, count in sorted(self.dropped.items())}
         return {"rows_read": self.read, "rows_used": self.used, "dropped": reasons}
@@ -52,8 +62,9 @@ def check(path: str, split: str) -> tuple[str, str] | None:
         name = path.removeprefix(BUILTIN)
         if name not in builtin_names():
             return f"there is no {path!r}", nearest(name, builtin_names())
-        if split not in ("train", HELD_OUT):
-            return f"{path} has no split {split!r}", f"it has train and {HELD_OUT}"
+        splits = sorted({row["split"] for _, row in _builtin_file(name)}, reverse=True)  # train first
+        if split not in splits:
+            return f"{path} has no split {split!r}", f"it has {' and '.join(splits)}"
     elif is_local(path) and not _files(path):
         return f"{shorten(path)}: no such file", "give an existing file, a glob, a hub id or builtin:unwanted"
     return None
@@ -64,11 +75,13 @@ def is_local(path: str) -> bool:
     if path.startswith(BUILTIN):
         return False
     looks_local = path.endswith(_LOCAL) or any(c in path for c in "*?[") or path.startswith((".", "/", "~"))
-    return looks_local or Path(path).exists() or path.count("/") != 1
+    return looks_local or os.path.exists(path) or path.count("/") != 1
 
 
 def _files(path: str) -> list[Path]:
-    expanded = str(Path(path).expanduser())
+    expanded = os.path.expanduser(path)
+    if os.path.isfile(expanded):  # its name may look like a glob
+        return [Path(expanded)]
     return [Path(name) for name in sorted(glob.glob(expanded, recursive=True)) if Path(name).is_file()]
 
 
@@ -91,9 +104,10 @@ def read(path: str, split: str, *, on_bad_rows: str, ledger: Ledger) -> list[Exa
             else:
                 errors.append(UserError(place, shorten(str(error), 200)))
     if errors:
-        more = f" (and {len(errors) - _SHOWN} more)" if len(errors) > _SHOWN else ""
-        note = f"{len(errors)} broken rows{more}; mend them, or use the good rows with data.on_bad_rows: skip"
-        raise UserErrors(errors[:_SHOWN], note)
+        count = "1 broken row" if len(errors) == 1 else f"{len(errors)} broken rows"
+        shown = f", the first {_SHOWN} shown" if len(errors) > _SHOWN else ""
+        mend = f"mend {'it' if len(errors) == 1 else 'them'}, or use the good rows with data.on_bad_rows: skip"
+        raise UserErrors(errors[:_SHOWN], f"{count}{shown}; {mend}")
     if not examples:
         raise UserError(path, "holds no usable row", "a row is an object with a prompt and responses")
     return examples
@@ -116,27 +130,47 @@ def _rows(path: str, split: str) -> Iterator[tuple[str, object]]:
         yield from _builtin_rows(path.removeprefix(BUILTIN), split)
     elif is_local(path):
         for file in _files(path):
-            yield from _json_lines(file) if file.name.endswith((".jsonl", ".jsonl.gz")) else _loaded(str(file), split)
+            yield from _json_lines(file) if file.name.endswith(_JSON_LINES) else _loaded(str(file), split)
     else:
         yield from _loaded(path, split)
 
 
 def _json_lines(file: Path) -> Iterator[tuple[str, object]]:
-    opener = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rb") as lines:
-        try:
+    opener, errors = _opener(file)
+    try:
+        with opener(file, "rb") as lines:
             for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    yield f"{file}:{number}", json.loads(line)
-                except UnicodeDecodeError:
-                    yield f"{file}:{number}", RowError("is not UTF-8 text")
-                except (json.JSONDecodeError, RecursionError) as error:
-                    column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-                    yield f"{file}:{number}", RowError(f"is not valid JSON{column}")
-        except (EOFError, gzip.BadGzipFile, OSError) as error:
-            raise UserError(str(file), f"cannot be read to its end: {shorten(error)}", "copy the file again") from None
+                if line.strip():
+                    yield f"{file}:{number}", _json(line)
+    except errors as error:
+        raise UserError(str(file), f"cannot be read to its end: {shorten(error)}", "copy the file again") from None
+
+
+def _opener(file: Path) -> tuple[Callable, tuple[type[Exception], ...]]:
+    """What opens a file of lines, and the errors of a damaged one."""
+    if file.suffix == ".gz":
+        return gzip.open, (OSError, EOFError, zlib.error)
+    if file.suffix != ".zst":
+        return open, (OSError,)
+    try:
+        from compression import zstd  # Python 3.14
+    except ImportError:
+        raise UserError(str(file), "this Python cannot read .zst", "unpack it with `zstd -d`") from None
+    return zstd.open, (OSError, EOFError, zstd.ZstdError)
+
+
+def _json(line: bytes) -> object:
+    """The value on one line, or the RowError that says why there is none."""
+    try:
+        return json.loads(line.rstrip())  # without its line break, behind which a cut-off row would be at column 1
+    except UnicodeDecodeError:
+        return RowError("is not UTF-8 text")
+    except json.JSONDecodeError as error:
+        return RowError(f"is not valid JSON at column {error.colno}")
+    except RecursionError:
+        return RowError("is not valid JSON")
+    except ValueError:  # Python limits the digits of the integers it reads
+        return RowError("holds a number of too many digits")
 
 
 def _loaded(path: str, split: str) -> Iterator[tuple[str, object]]:
@@ -160,17 +194,22 @@ def _builtin_rows(name: str, split: str) -> Iterator[tuple[str, object]]:
     """Rows of a set that ships with the project, in its own columns (see builtin/README.md).
 
     `unwanted` trains on negatives alone; its good answers appear in the held-out part only. `pairs` is the same
-    set with the good answers as positives in both parts. `benign` is never trained on.
+    set with the good answers as positives in both parts. `benign` is never trained on, `retain` never measured on.
     """
+    for number, row in _builtin_file(name):
+        if row["split"] == split:
+            with_good = name != "unwanted" or split == HELD_OUT
+            record = {
+                "prompt": [{"role": "user", "content": row["prompt"]}],
+                "positives": [row["good"]] if with_good else [],
+                "negatives": row.get("negatives", []),
+                "source": row["kind"],
+            }
+            yield f"{BUILTIN}{name}:{number}", record
+
+
+def _builtin_file(name: str) -> list[tuple[int, dict]]:
+    """(line, row) of the file behind a builtin name."""
     file = _FOLDER / f"{'unwanted' if name == 'pairs' else name}.jsonl"
     with open(file, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            row = json.loads(line)
-            if row["split"] == split:
-                with_good = name != "unwanted" or split == HELD_OUT
-                positives = [row["good"]] if with_good else []
-                record = {"prompt": [{"role": "user", "content": row["prompt"]}], "positives": positives}
-                yield (
-                    f"{BUILTIN}{name}:{number}",
-                    {**record, "negatives": row.get("negatives", []), "source": row["kind"]},
-                )
+        return [(number, json.loads(line)) for number, line in enumerate(lines, 1)]

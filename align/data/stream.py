@@ -17,6 +17,7 @@ class StepPlan:
 
     Every epoch is a new permutation; a row with weight w appears w times an epoch (its fractional part in a
     random share of the epochs). Steps run across the border of two epochs, so only the last one can be short.
+    However small `epochs` is, there is a step.
     """
 
     def __init__(
@@ -29,14 +30,13 @@ class StepPlan:
         seed: int,
     ):
         self.prompts_per_step = prompts_per_step
-        needed = math.inf if max_steps is None else max_steps * prompts_per_step
         per_epoch, self._order = sum(weights), []
-        wanted = min(needed, round(epochs * per_epoch)) if max_steps is None else needed
+        wanted = max(1, round(epochs * per_epoch)) if max_steps is None else max_steps * prompts_per_step
         epoch = 0
         while len(self._order) < wanted:
             self._order += _epoch_order(weights, seed, epoch)
             epoch += 1
-        self._order = self._order[: int(wanted)]
+        self._order = self._order[:wanted]
         self.epochs = len(self._order) / per_epoch
 
     def __len__(self) -> int:

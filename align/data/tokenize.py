@@ -2,17 +2,20 @@
 
 The response begins where the rendered conversation stops agreeing with the rendered prompt (their common
 prefix), and ends with the template's end-of-turn token; what a template adds behind that token (a newline, say)
-is never generated and never scored.
+is never generated and never scored. Which token that is, a probe tells: what the template writes behind an answer.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from align.data.examples import Example, Prompt
 from align.data.sources import Ledger
-from align.errors import UserError
+from align.errors import UserError, shorten
+
+_PROBE = "Answer7391"  # occurs in no template
 
 ROLE_NUMBERS = {"positive": 1, "sample": 0, "negative": -1}
 
@@ -43,36 +46,80 @@ class PromptTooLong(ValueError):
     """The prompt leaves no room for a response."""
 
 
+class TemplateRefuses(UserError):
+    """The chat template raises an error on these messages."""
+
+
 def prompt_text(tokenizer, prompt: Prompt, instruction: str | None = None) -> str:
     """The prompt as the model reads it, up to where its answer begins.
 
-    `instruction` goes into the system message (in front of one that is there); for plain text, or a model
-    without a chat template, it is a paragraph before the prompt.
+    `instruction` goes into the system message (in front of one that is there), or before the first user message
+    where the template has no system role; for plain text, or a model without a chat template, it is a paragraph
+    before the prompt.
     """
     if isinstance(prompt, str) and tokenizer.chat_template is None:
         return f"{instruction}\n\n{prompt}" if instruction else prompt
-    return tokenizer.apply_chat_template(
-        _messages(tokenizer, prompt, instruction), tokenize=False, add_generation_prompt=True
-    )
+    messages = _messages(tokenizer, prompt)
+    if not instruction:
+        return _render(tokenizer, messages, for_answer=True)
+    what = "the model's chat template leaves it out"
+    for instructed in _with_instruction(messages, instruction):
+        try:
+            text = _render(tokenizer, instructed, for_answer=True)
+        except TemplateRefuses as error:
+            what = error.what
+            continue
+        if instruction.strip() in text:  # some templates skip what they do not know without a word
+            return text
+    fix = "leave it out, or write it into the prompts"
+    raise UserError("sampling.instruction", what, fix)
 
 
-def _messages(tokenizer, prompt: Prompt, instruction: str | None = None) -> list[dict[str, str]]:
+def _messages(tokenizer, prompt: Prompt) -> list[dict[str, str]]:
     if tokenizer.chat_template is None:
         fix = "use an instruction-tuned model, or give prompts as plain text"
         raise UserError("data", "prompts are chat messages, but the model has no chat template", fix)
-    messages = [("user", prompt)] if isinstance(prompt, str) else list(prompt)
-    if instruction:
-        if messages[0][0] == "system":
-            messages[0] = ("system", f"{instruction}\n\n{messages[0][1]}")
-        else:
-            messages.insert(0, ("system", instruction))
+    messages = [("user", prompt)] if isinstance(prompt, str) else prompt
     return [{"role": role, "content": content} for role, content in messages]
+
+
+def _with_instruction(messages: list[dict[str, str]], instruction: str) -> list[list[dict[str, str]]]:
+    """The ways to say it, best first: in the system message, before the first user message."""
+
+    def before(index: int) -> list[dict[str, str]]:
+        joined = {**messages[index], "content": f"{instruction}\n\n{messages[index]['content']}"}
+        return [*messages[:index], joined, *messages[index + 1 :]]
+
+    if messages[0]["role"] == "system":
+        return [before(0)]
+    ways = [[{"role": "system", "content": instruction}, *messages]]
+    return ways + [before(index) for index, message in enumerate(messages) if message["role"] == "user"][:1]
+
+
+def _render(tokenizer, messages: list[dict[str, str]], *, for_answer: bool = False) -> str:
+    from jinja2 import TemplateError  # transformers imports it late, too
+
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=for_answer)
+    except TemplateError as error:  # Mistral's and Gemma's on a system message, or on roles out of turn
+        has_system = any(message["role"] == "system" for message in messages)
+        way_out = "put the system message into the user's" if has_system else "let user and assistant take turns"
+        fix = f"{way_out}, use another model, or leave such rows out with data.on_bad_rows: skip"
+        raise TemplateRefuses(
+            "data", f"the model's chat template refuses it: {shorten(str(error), 120)}", fix
+        ) from None
 
 
 def encode_prompt(tokenizer, prompt: Prompt, instruction: str | None = None) -> list[int]:
     """Token ids of the prompt; a template writes its own BOS, plain text gets the tokenizer's."""
     text = prompt_text(tokenizer, prompt, instruction)
-    return tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
+    bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if tokenizer.chat_template is not None:
+        return bare
+    ids = tokenizer(text)["input_ids"]
+    # some tokenizers write EOS behind every text; it would end what is about to be answered
+    ends = (start + len(bare) for start in range(len(ids)) if bare and ids[start : start + len(bare)] == bare)
+    return ids[: next(ends, len(ids))]
 
 
 def encode_response(tokenizer, prompt: Prompt, prompt_ids: Sequence[int], text: str) -> list[int]:
@@ -83,30 +130,40 @@ def encode_response(tokenizer, prompt: Prompt, prompt_ids: Sequence[int], text: 
     """
     if isinstance(prompt, str) and tokenizer.chat_template is None:
         return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    messages = [*_messages(tokenizer, prompt), {"role": "assistant", "content": text}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
-    ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    rendered = _render(tokenizer, [*_messages(tokenizer, prompt), {"role": "assistant", "content": text}])
+    tail, end = _turn_end(tokenizer, str(tokenizer.chat_template))
+    if not rendered.endswith(tail):
+        raise ValueError("the chat template ends this answer otherwise than others")
+    ids = tokenizer(rendered.removesuffix(tail) + end, add_special_tokens=False)["input_ids"]
     if list(ids[: len(prompt_ids)]) != list(prompt_ids):
         raise ValueError("the chat template renders the prompt differently before an answer")
-    return _cut_after_end_of_turn(tokenizer, ids[len(prompt_ids) :], text)
+    return [*ids[len(prompt_ids) :], *([] if end else [tokenizer.eos_token_id])]
 
 
-def _cut_after_end_of_turn(tokenizer, ids: list[int], text: str) -> list[int]:
-    """Drops what the template writes behind the end-of-turn token; appends EOS if it writes none."""
-    content = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    special = set(tokenizer.all_special_ids)
-    for index in range(max(content - 2, 0), len(ids)):  # -2: merges at the seams may shorten the content
-        if ids[index] in special:
-            return list(ids[: index + 1])
-    return [*ids, tokenizer.eos_token_id]
+@functools.lru_cache(maxsize=8)
+def _turn_end(tokenizer, template: str) -> tuple[str, str]:
+    """(all that the template writes behind an answer, the part of it up to the first special token).
+
+    The part is empty if there is no special token. `template` only tells templates of one tokenizer apart.
+    """
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _PROBE}]
+    tail = _render(tokenizer, messages).rpartition(_PROBE)[2]
+    # the end of a turn need not be among the named tokens: Llama 3 ends it with <|eot_id|>, a text with another
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    found = [(tail.index(token), len(token)) for token in added.union(tokenizer.all_special_tokens) if token in tail]
+    start, length = min(found, key=lambda place: (place[0], -place[1]), default=(0, 0))
+    return tail, tail[: start + length]
 
 
 def encode_row(tokenizer, example: Example, *, roles: set[int], max_length: int, ledger: Ledger) -> TokenizedRow:
     """Tokens of one record, of the responses in `roles` only. Longer responses are cut and counted.
 
-    Raises PromptTooLong if nothing of a response fits behind the prompt.
+    Raises PromptTooLong if nothing of a response fits behind the prompt, TemplateRefuses if the template does.
     """
-    prompt_ids = encode_prompt(tokenizer, example.prompt)
+    try:
+        prompt_ids = encode_prompt(tokenizer, example.prompt)
+    except TemplateRefuses as error:
+        raise TemplateRefuses(example.place, error.what, error.fix) from None
     room = max_length - len(prompt_ids)
     if room < 1:
         raise PromptTooLong(f"{len(prompt_ids)} tokens of prompt, data.max_length is {max_length}")

@@ -145,6 +145,8 @@ def load(name: str) -> type[Objective]:
 
     Raises LookupError if there is no such module, or not exactly one objective in it.
     """
+    if "/" in name or "" in name.split("."):  # a path or a relative import, which importlib takes for its own affair
+        raise LookupError(f"there is no objective {name!r}")
     dotted = name if "." in name else f"{__name__}.{name}"
     try:
         module = importlib.import_module(dotted)

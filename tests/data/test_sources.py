@@ -85,6 +85,30 @@ def test_damaged_gzip(tmp_path, damage):
     assert "\n" not in said
 
 
+def test_zstd_is_read_or_the_way_out_is_told(tmp_path):
+    file = tmp_path / "my.jsonl.zst"
+    assert check(str(file), "train")[0].endswith("no such file")  # a local name, not a hub id
+    try:
+        from compression import zstd
+    except ImportError:
+        file.write_bytes(b"")
+        with pytest.raises(UserError) as error:
+            read(file)
+        assert str(error.value) == f"{file}: this Python cannot read .zst; unpack it with `zstd -d`"
+    else:
+        file.write_bytes(zstd.compress(f"{json.dumps(GOOD)}\n".encode()))
+        assert places(read(file)) == [f"{file}:1"]
+
+
+def test_gzip_damaged_in_the_middle(tmp_path):
+    packed = bytearray(gzip.compress(f"{json.dumps(GOOD)}\n".encode()))
+    packed[10] = 0xFF  # a block of a kind that does not exist
+    file = tmp_path / "my.jsonl.gz"
+    file.write_bytes(packed)
+    with pytest.raises(UserError, match="cannot be read to its end"):
+        read(file)
+
+
 # Broken rows
 
 
@@ -105,7 +129,7 @@ def test_at_most_ten_broken_rows_are_listed(tmp_path):
     with pytest.raises(UserErrors) as error:
         read(file)
     listed = [f"{file}:{line}: is not valid JSON at column 2" for line in range(2, 12)]
-    assert str(error.value).split("\n") == [*listed, f"12 broken rows (and 2 more); {SKIP_NOTE}"]
+    assert str(error.value).split("\n") == [*listed, f"12 broken rows, the first 10 shown; {SKIP_NOTE}"]
 
 
 def test_ten_broken_rows_are_all_listed(tmp_path):
@@ -113,6 +137,12 @@ def test_ten_broken_rows_are_all_listed(tmp_path):
         read(write(tmp_path / "my.jsonl", *["null"] * 10))
     lines = str(error.value).split("\n")
     assert len(lines) == 11 and lines[-1] == f"10 broken rows; {SKIP_NOTE}"
+
+
+def test_one_broken_row_is_one(tmp_path):
+    with pytest.raises(UserErrors) as error:
+        read(write(tmp_path / "my.jsonl", GOOD, "null"))
+    assert str(error.value).split("\n")[1] == f"1 broken row; {SKIP_NOTE.replace('them', 'it')}"
 
 
 def test_a_long_error_is_cut(tmp_path):
@@ -195,6 +225,7 @@ def test_half_a_character_never_gets_through(tmp_path):
     file, ledger = write(tmp_path / "my.jsonl", GOOD, half), Ledger()
     examples = read(file, on_bad_rows="skip", ledger=ledger)
     assert ledger.read == 2 == len(examples) + ledger.dropped["broken"]
+    assert ledger.places["broken"] == [f"{file}:2: 'negatives[0]' is not valid Unicode text"]
     for example in examples:
         assert [text.encode("utf-8") for text in example.texts("negative")]
 
@@ -391,7 +422,12 @@ def test_check_of_builtin_names():
 def test_check_says_that_benign_has_no_training_part():
     """It is never trained on, and that can be told without reading it."""
     assert check("builtin:benign", HELD_OUT) is None
-    assert check("builtin:benign", "train") is not None
+    assert check("builtin:benign", "train") == ("builtin:benign has no split 'train'", "it has heldout")
+
+
+def test_check_says_that_retain_has_no_held_out_part():
+    assert check("builtin:retain", "train") is None
+    assert check("builtin:retain", HELD_OUT) == ("builtin:retain has no split 'heldout'", "it has train")
 
 
 def test_builtin_place_names_the_line_of_the_file():

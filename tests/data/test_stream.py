@@ -96,6 +96,11 @@ def test_fractional_epochs(epochs, rows):
     assert steps.epochs == pytest.approx(rows / 10)
 
 
+@pytest.mark.parametrize("epochs", [0.04, 1e-9])
+def test_there_is_a_step_however_small_the_epochs(epochs):
+    assert len(plan(10, epochs=epochs)) == 1 == len(order(plan(10, epochs=epochs)))
+
+
 # Weights
 
 

@@ -227,6 +227,20 @@ def test_response_that_quotes_the_end_of_turn_is_kept_whole(answer):
 def test_end_of_turn_that_is_not_the_tokenizers_eos():
     """Llama 3 and Phi 3: the turn ends with a special token of its own, EOS ends the document."""
     assert response_text(llama3(eos_token="<|end_of_text|>"), "Hi", "Hello.") == "Hello.<|eot_id|>"
+    assert response_text(gemma(), "Hi", "Hello. ") == "Hello.<end_of_turn>"
+
+
+def test_line_break_of_a_template_without_end_of_turn_is_not_scored():
+    template = NO_END.replace("message['content']", "message['content'] + '\n'")
+    assert response_text(chatml(template), "Hi", "Hello.") == " Hello.<|im_end|>"
+
+
+def test_another_template_has_another_end_of_turn():
+    """What was found for the first must not be kept for the second."""
+    tokenizer = chatml()
+    assert response_text(tokenizer, "Hi", "Hello.") == "Hello.<|im_end|>"
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "<|endoftext|>")
+    assert response_text(tokenizer, "Hi", "Hello.") == "Hello.<|endoftext|>"
 
 
 NO_END = (
@@ -305,10 +319,65 @@ def test_no_instruction_changes_nothing(name, instruction):
     assert text_of(tokenizer, encode_prompt(tokenizer, "Hi", instruction)) == SAID[name]
 
 
+GEMMA = (
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<start_of_turn>' + message['role'] + '\n' + message['content'] | trim + '<end_of_turn>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>assistant\n' }}{% endif %}"
+)
+SKIPS_SYSTEM = GEMMA.replace("{{ raise_exception('System role not supported') }}", "{% set messages = messages[1:] %}")
+
+
+def gemma(template: str = GEMMA) -> PreTrainedTokenizerFast:
+    """As Gemma: an end of turn that is special, but no named token; no system message."""
+    special = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
+    return build(special, template=template, around="<bos> $A", bos_token="<bos>", eos_token="<eos>")
+
+
+@pytest.mark.parametrize(
+    "tokenizer, expected",
+    [
+        (mistral(), "<s>[INST] Be brief.\n\nHi [/INST]Hello.</s> [INST] Go away. [/INST]"),
+        (
+            gemma(),
+            "<bos><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>assistant\nHello.<end_of_turn>\n"
+            "<start_of_turn>user\nGo away.<end_of_turn>\n<start_of_turn>assistant\n",
+        ),
+    ],
+    ids=["mistral", "gemma"],
+)
+def test_instruction_goes_before_the_first_user_message_if_there_is_no_system_role(tokenizer, expected):
+    assert prompt_text(tokenizer, TURNS, "Be brief.") == expected
+
+
+def test_instruction_that_a_template_would_skip_goes_before_the_first_user_message():
+    text = prompt_text(gemma(SKIPS_SYSTEM), "Hi", "Be brief.")
+    assert text == "<bos><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>assistant\n"
+
+
+WITH_SYSTEM = (("system", "Be kind."), ("user", "Hi"))
+
+
 def test_template_that_refuses_the_instruction_is_a_user_error():
     """Mistral's and Gemma's templates raise if they meet a system message; the recipe's author can mend that."""
-    with pytest.raises(UserError):
-        encode_prompt(mistral(), "Hi", "Be brief.")
+    with pytest.raises(UserError) as error:
+        encode_prompt(gemma(), WITH_SYSTEM, "Be brief.")
+    assert str(error.value) == (
+        "sampling.instruction: the model's chat template refuses it: System role not supported; "
+        "leave it out, or write it into the prompts"
+    )
+
+
+def test_template_that_refuses_the_system_message_of_a_row_names_the_row():
+    example = Example(WITH_SYSTEM, (Response("No.", "negative"),), "by hand", "my.jsonl:7")
+    with pytest.raises(UserError) as error:
+        encode_row(gemma(), example, roles={-1}, max_length=200, ledger=Ledger())
+    assert str(error.value) == (
+        "my.jsonl:7: the model's chat template refuses it: System role not supported; put the system message into "
+        "the user's, use another model, or leave such rows out with data.on_bad_rows: skip"
+    )
 
 
 # Rows

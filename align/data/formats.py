@@ -1,0 +1,157 @@
+"""Every foreign format mapped onto the record of `examples.py`.
+
+The words of other data sets ("chosen", "rejected", "completion", "label", "conversations") exist only here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from align.data.examples import (
+    ASSISTANT,
+    Prompt,
+    Response,
+    RowError,
+    Step,
+    behind,
+    kind_of,
+    read_messages,
+    read_prompt,
+    read_steps,
+    read_text,
+)
+
+
+def find_reader(row: dict) -> Callable[[dict], tuple[Prompt, list[Response]]] | None:
+    """The function that reads rows with these keys, or None if no format has them."""
+    return next((read for needed, read in _FORMATS if needed <= row.keys()), None)
+
+
+def _pair(row: dict) -> tuple[Prompt, list[Response]]:
+    chosen, rejected = ([side] if isinstance(side, dict) else side for side in (row["chosen"], row["rejected"]))
+    name = "conversations" if row.get("prompt") is None and row.get("conversations") is not None else "prompt"
+    given = row.get(name)
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        prompt = None if given is None else read_prompt(given, name)
+        return _message_pair(prompt, read_messages(chosen, "chosen"), read_messages(rejected, "rejected"))
+    chosen, rejected = read_text(chosen, "chosen"), read_text(rejected, "rejected")
+    if given is None:  # the dialogue is in both texts, as in Anthropic's files: it ends where the last answer begins
+        cut = min(chosen.rfind(ASSISTANT), rejected.rfind(ASSISTANT)) + len(ASSISTANT)
+        if cut < len(ASSISTANT) or chosen[:cut] != rejected[:cut]:
+            raise RowError("has no prompt, and 'chosen' and 'rejected' do not begin with the same dialogue")
+        given, chosen, rejected = chosen[:cut], chosen[cut:], rejected[cut:]
+    prompt = read_prompt(given, name)
+    responses = [
+        Response(read_text(chosen, "chosen"), "positive"),
+        Response(read_text(rejected, "rejected"), "negative"),
+    ]
+    return prompt, behind(prompt, given, responses)
+
+
+def _message_pair(prompt: Prompt | None, chosen: tuple, rejected: tuple) -> tuple[Prompt, list[Response]]:
+    if prompt is not None:
+        messages = (("user", prompt),) if isinstance(prompt, str) else prompt
+        if chosen[: len(messages)] == messages == rejected[: len(messages)]:  # some files repeat the prompt in both
+            chosen, rejected = chosen[len(messages) :], rejected[len(messages) :]
+    else:
+        messages = chosen[:-1]
+        chosen, rejected = chosen[-1:], rejected[len(messages) :] if rejected[:-1] == messages else ()
+    if not messages or any(len(side) != 1 or side[0][0] != "assistant" for side in (chosen, rejected)):
+        raise RowError("'chosen' and 'rejected' must be the same prompt with one assistant message each")
+    return messages, [Response(chosen[0][1], "positive"), Response(rejected[0][1], "negative")]
+
+
+def _labelled(row: dict) -> tuple[Prompt, list[Response]]:
+    role = _role(row["label"])
+    completion = row["completion"]
+    if isinstance(completion, list):
+        messages = read_messages(completion, "completion")
+        if len(messages) != 1 or messages[0][0] != "assistant":
+            raise RowError("'completion' must be one assistant message")
+        completion = messages[0][1]
+    prompt = read_prompt(row.get("prompt"))
+    return prompt, behind(prompt, row["prompt"], [Response(read_text(completion, "completion"), role)])
+
+
+def _role(label: object) -> str:
+    if not isinstance(label, bool) and label not in (0, 1):
+        raise RowError(f"'label' is {label!r}, not true or false")
+    return "positive" if label else "negative"
+
+
+def _stepwise(row: dict) -> tuple[Prompt, list[Response]]:
+    """`completions` are the steps of one response, `labels` say which are right."""
+    for key in ("completions", "labels"):
+        if not isinstance(row[key], list):
+            raise RowError(f"{key!r} is {kind_of(row[key])}, not a list")
+    texts = [read_text(text, f"completions[{index}]") for index, text in enumerate(row["completions"])]
+    labels = row["labels"]
+    if len(labels) != len(texts) or not all(isinstance(label, bool) or label in (0, 1) for label in labels):
+        raise RowError(f"'labels' is not a list of true or false, one for each of the {len(texts)} completions")
+    steps, end = [], 0
+    for text, label in zip(texts, labels, strict=True):
+        end += len(text) + (end > 0)  # 1 for the line break between two steps
+        steps.append(Step(end, 1 if label else -1))
+    role = "positive" if all(labels) else "negative"
+    prompt = read_prompt(row.get("prompt"))
+    responses = [Response("\n".join(texts), role, steps=tuple(steps))] if texts else []
+    return prompt, behind(prompt, row["prompt"], responses)
+
+
+def _lists(row: dict) -> tuple[Prompt, list[Response]]:
+    responses = []
+    for key, role, steps_key in (("positives", "positive", "pos_steps"), ("negatives", "negative", "neg_steps")):
+        texts = row.get(key) or []
+        if not isinstance(texts, list):
+            raise RowError(f"{key!r} is {kind_of(texts)}, not a list of texts")
+        judged = row.get(steps_key) or [None] * len(texts)
+        if not isinstance(judged, list) or len(judged) != len(texts):
+            raise RowError(f"{steps_key!r} is not a list with one entry for each of {key!r}")
+        for index, (text, steps) in enumerate(zip(texts, judged, strict=True)):
+            text = read_text(text, f"{key}[{index}]")
+            responses.append(Response(text, role, steps=_columns(steps, len(text), f"{steps_key}[{index}]")))
+    prompt = read_prompt(row.get("prompt"))
+    return prompt, behind(prompt, row["prompt"], responses)
+
+
+def _columns(steps: object, length: int, here: str) -> tuple[Step, ...]:
+    """Steps given as two parallel lists; null where a response has none."""
+    if steps is None:
+        return ()
+    ends, labels = (steps.get("ends"), steps.get("labels")) if isinstance(steps, dict) else (None, None)
+    if not isinstance(ends, list) or not isinstance(labels, list) or len(ends) != len(labels):
+        raise RowError(f"{here} is not two lists of one length, ends and labels")
+    items = [{"end": end, "label": label} for end, label in zip(ends, labels, strict=True)]
+    return read_steps(items, length, here)
+
+
+def _sharegpt(row: dict) -> tuple[Prompt, list[Response]]:
+    """The last answer is the response, what stands before it the prompt; turns behind it are left out."""
+    if not isinstance(row["conversations"], list):
+        raise RowError(f"'conversations' is {kind_of(row['conversations'])}, not a list")
+    messages = read_messages(row["conversations"], "conversations")
+    answers = [index for index, (role, _) in enumerate(messages) if role == "assistant"]
+    if not answers or all(role != "user" for role, _ in messages[: answers[-1]]):
+        raise RowError("'conversations' has no answer of the assistant to a user's turn")
+    role = "positive" if row.get("label") is None else _role(row["label"])
+    return messages[: answers[-1]], [Response(messages[answers[-1]][1], role)]
+
+
+def _alpaca(row: dict) -> tuple[Prompt, list[Response]]:
+    prompt = read_text(row["instruction"], "instruction")
+    if row.get("input") not in (None, ""):
+        prompt = f"{prompt}\n\n{read_text(row['input'], 'input')}"
+    role = "positive" if row.get("label") is None else _role(row["label"])
+    return prompt, [Response(read_text(row["output"], "output"), role)]
+
+
+# Keys a row must have -> how it is read; the first match wins.
+_FORMATS = (
+    ({"chosen", "rejected"}, _pair),
+    ({"completion", "label"}, _labelled),
+    ({"completions", "labels"}, _stepwise),
+    ({"positives"}, _lists),
+    ({"negatives"}, _lists),
+    ({"conversations"}, _sharegpt),
+    ({"instruction", "output"}, _alpaca),
+)

@@ -1,0 +1,123 @@
+"""Checks of a recipe across its fields: what is named exists, and what is set is used by something.
+
+They also run on a recipe that has other mistakes (see `Reader.section`), so that all are told at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from align.data import sources
+from align.errors import shorten
+from align.models import check_path
+from align.schema import Reader, near_miss
+
+if TYPE_CHECKING:
+    from align.recipe import Recipe
+
+SECTION_NEEDS = {"reference": "reference", "sampling": "samples"}  # section -> the need of the objective it is for
+
+# TrainingArguments that a recipe says elsewhere: field -> where.
+OWNED_BY_RECIPE = {
+    "output_dir": "output", "learning_rate": "train.learning_rate", "num_train_epochs": "train.epochs",
+    "max_steps": "train.max_steps", "seed": "train.seed", "data_seed": "train.seed", "save_steps": "train.save_every",
+    "save_strategy": "train.save_every", "bf16": "train.precision", "fp16": "train.precision",
+    "per_device_train_batch_size": "train.tokens_per_device", "gradient_accumulation_steps": "train.tokens_per_device",
+    "auto_find_batch_size": "train.tokens_per_device", "eval_steps": "eval.every", "eval_strategy": "eval.every",
+    "resume_from_checkpoint": "train.resume", "run_name": "name", "label_smoothing_factor": "objective.label_smoothing",
+    "deepspeed": "accelerate launch --use_deepspeed --deepspeed_config_file",
+}  # fmt: skip
+
+# TrainingArguments that must not change: field -> why.
+_LOOP = "this trainer decides it"
+FIXED = {
+    "logging_nan_inf_filter": "it is always off: a non-finite loss stops the run",
+    "logging_steps": "every step is logged", "logging_strategy": "every step is logged",
+    "disable_tqdm": "the trainer shows its own progress",
+    "include_num_input_tokens_seen": "metrics.jsonl has the tokens of every step",
+    "eval_on_start": "the held-out rows are always measured before and after",
+    "load_best_model_at_end": "the end of the run is what is kept",
+    "use_cpu": "a GPU is used where there is one; CUDA_VISIBLE_DEVICES= hides it",
+    "fsdp": "FSDP has not been tried yet", "fsdp_config": "FSDP has not been tried yet",
+    "average_tokens_across_devices": "losses are always divided by the units of the whole step",
+    "remove_unused_columns": _LOOP, "prediction_loss_only": _LOOP, "label_names": _LOOP, "ignore_data_skip": _LOOP,
+    "save_safetensors": "weights are always safetensors", "group_by_length": _LOOP, "train_sampling_strategy": _LOOP,
+}  # fmt: skip
+
+
+def check(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:
+    """Adds to `reader` what is wrong between fields and with what they name.
+
+    `needs` are those of the objective; all of them where it is unknown, so that nothing is refused as unused.
+    `data` is what the user wrote: only that is checked, since defaults are sound and have no line of their own.
+    """
+    _source_checks(reader, recipe, data)
+    _reference_checks(reader, recipe, needs, data)
+    if "samples" not in needs and data.get("sampling"):
+        what = f"objective {recipe.objective['name']!r} uses no samples"
+        reader.fail(("sampling",), what, "leave the section out")
+    problem = check_path(recipe.model.path)
+    if problem:
+        reader.fail(("model", "path"), *problem)
+    _hf_checks(reader, recipe.train.hf)
+
+
+def _source_checks(reader: Reader, recipe: Recipe, data: dict) -> None:
+    # An empty file is told only what every recipe must write out itself.
+    if data and not recipe.data.sources and reader.sound(("data", "sources")):
+        reader.fail(("data", "sources"), "names no data", "give a file, a hub id or builtin:unwanted")
+    named = {"data": recipe.data.sources, "retain": recipe.retain.sources, "eval": recipe.eval.sources or []}
+    for section, items in named.items():
+        for index, source in enumerate(items):
+            problem = sources.check(source.path, source.split) if source.path is not None else None
+            if problem:
+                is_known = source.path in {sources.BUILTIN + name for name in sources.builtin_names()}
+                key = "split" if is_known else "path"  # all that can be wrong with a builtin that exists
+                reader.fail((section, "sources", index, key), *problem)
+
+
+def _reference_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:
+    if "reference" not in needs:
+        if data.get("reference"):
+            reader.fail(("reference",), f"objective {recipe.objective['name']!r} uses none", "leave the section out")
+        return
+    if recipe.reference.samples is not None and "samples" not in needs:
+        reader.fail(("reference", "samples"), f"objective {recipe.objective['name']!r} uses no samples", "leave it out")
+    for key in ("policy", "samples"):
+        who = getattr(recipe.reference, key)
+        if who == "adapter_off" and recipe.model.adapter is None and reader.sound(("model", "adapter")):
+            fix = "use frozen, or train a LoRA adapter (model.adapter)"
+            reader.fail(("reference", key), "adapter_off, but no adapter is trained", fix)
+        elif who not in ("adapter_off", "frozen", None):
+            problem = check_path(who)
+            is_word = not any(mark in who for mark in "./~")
+            typo = near_miss(who, ("adapter_off", "frozen")) if problem and is_word else ""
+            if typo:
+                reader.fail(("reference", key), f"{shorten(who)} is no reference and no model", typo)
+            elif problem:
+                reader.fail(("reference", key), *problem)
+
+
+def _hf_checks(reader: Reader, hf: dict) -> None:
+    if not hf:
+        return
+    known = training_argument_names()
+    for key in hf:
+        if key in OWNED_BY_RECIPE:
+            reader.fail(("train", "hf", key), "is not set here", f"say it at {OWNED_BY_RECIPE[key]}")
+        elif key in FIXED:
+            reader.fail(("train", "hf", key), "cannot be set", FIXED[key])
+        elif key not in known:
+            fix = near_miss(key, known) or "see its documentation"
+            reader.fail(("train", "hf", key), "transformers.TrainingArguments has no such field", fix)
+
+
+def training_argument_names() -> list[str]:
+    """The fields of TrainingArguments, read from its source: importing it takes seconds."""
+    root = Path(importlib.util.find_spec("transformers").origin).parent
+    tree = ast.parse((root / "training_args.py").read_text(encoding="utf-8"))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
+    return [node.target.id for node in body if isinstance(node, ast.AnnAssign)]
