@@ -63,7 +63,7 @@ class RunFolder:
                     "train.resume", f"{folder} is no checkpoint", "name a folder checkpoints/step-N of a run"
                 )
             return folder
-        if not resume and (self.metrics.exists() or self.final.exists()):
+        if not resume and (self.recipe.exists() or self.metrics.exists() or self.final.exists()):
             fix = "set train.resume=true to go on with it, or another output="
             raise UserError("output", f"{self.path} already holds a run", fix)
         return self.newest_checkpoint() if resume else None
