@@ -50,7 +50,8 @@ class Rows:
     def summary(self) -> str:
         """One line for the screen: rows read, used, and dropped by reason."""
         dropped = "".join(f" · {reason}: {count}" for reason, count in sorted(self.ledger.dropped.items()))
-        return f"rows read {self.ledger.read}, used {self.ledger.used}{dropped}"
+        retain = f", retain {len(self.retain)}" if self.retain else ""
+        return f"rows read {self.ledger.read}, used {self.ledger.used}{retain}{dropped}"
 
 
 def load(recipe: Recipe, tokenizer, objective: Objective) -> Rows:
@@ -82,17 +83,17 @@ def load(recipe: Recipe, tokenizer, objective: Objective) -> Rows:
 
 
 def _retain_rows(recipe: Recipe, tokenizer, ledger: Ledger) -> tuple[list[TokenizedRow], list[float]]:
-    rows, weights = [], []
+    """Rows of the retain term, with their positives only, and how often each is used."""
+    rows, weights, aside = [], [], Ledger()
     for source in recipe.retain.sources:
-        for example in sources.read(source.path, source.split, on_bad_rows=recipe.data.on_bad_rows, ledger=ledger):
-            row = _tokens(example, {POSITIVE}, recipe, tokenizer, ledger)
-            if row is None:
-                continue
-            if not row.responses:
-                ledger.drop("retain row dropped: no positives that fit", example.place)
-            else:
+        for example in sources.read(source.path, source.split, on_bad_rows=recipe.data.on_bad_rows, ledger=aside):
+            row = _tokens(example, {POSITIVE}, recipe, tokenizer, aside)
+            if row is not None and row.responses:
                 rows.append(dataclasses.replace(row, retain=True))
                 weights.append(source.weight)
+            elif row is not None:
+                aside.drop("row dropped: no positives", example.place)
+    ledger.merge(aside, "retain: ")
     if recipe.retain.sources and not rows:
         raise UserError("retain.sources", "no row has a positive", "give rows with good answers, or leave retain out")
     return rows, weights
