@@ -33,6 +33,21 @@ def test_a_fetch_that_fails_leaves_nothing_and_says_why(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
 
 
+def test_a_hub_id_that_cannot_be_reached_is_a_user_error():
+    with pytest.raises(models.UserError, match=r"model\.path: nobody/nothing cannot be loaded: .*; check the name"):
+        models.load_tokenizer(recipe.Model(path="nobody/nothing"))
+
+
+@pytest.mark.slow
+def test_a_gguf_file_loads_to_the_same_weights_and_can_be_saved(tmp_path):
+    file = models._fetch_gguf(tmp_path)
+    loaded = models.load_model(recipe.Model(path=str(file)), dtype=torch.float32)
+    embedded = models.load_model(recipe.Model(), dtype=torch.float32)
+    assert models.weights_hash(loaded) == models.weights_hash(embedded)
+    loaded.save_pretrained(tmp_path / "saved")
+    assert models.check_path(str(tmp_path / "saved")) is None
+
+
 @pytest.mark.slow
 def test_it_knows_the_capital_of_france():
     settings = recipe.Model()

@@ -93,6 +93,12 @@ def test_deepspeed_equals_one_process(config, tokens, recipe, one_process, tmp_p
     assert_same_course(run, one_process)
 
 
+def test_a_second_reference_that_is_the_same_changes_nothing(recipe, one_process, tmp_path):
+    """At the start a frozen copy is the policy without its adapter: samples may be compared with either."""
+    run = trained(recipe, tmp_path / "run", TRAIN, "reference.samples=frozen", f"train.tokens_per_device={SMALL}")
+    assert_same_course(run, one_process)
+
+
 FULL = ("model.adapter=null", "reference.policy=frozen", "train.learning_rate=1e-3")
 
 

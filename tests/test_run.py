@@ -126,7 +126,8 @@ RECIPE = "model: {path: a}\ntrain: {learning_rate: 0.1, seed: 0, epochs: 1}\neva
 @pytest.mark.parametrize("change", [("epochs: 1", "epochs: 2"), ("every: 2", "every: 5"), ("seed: 0", "seed: 0")])
 def test_a_run_may_be_gone_on_with_longer_and_measured_otherwise(run, change):
     write_text(run.recipe, RECIPE)
-    run.check_same(RECIPE.replace(*change))
+    run.check_same(RECIPE.replace(*change))  # raises nothing
+    assert run.recipe.read_text() == RECIPE
 
 
 def test_a_run_is_not_gone_on_with_as_another_run(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 
@@ -307,3 +308,15 @@ def test_ranks_get_about_the_same_work():
     shares = share_out(rows, world=4, tokens_per_device=400)
     work = [sum(sum(one.lengths()) for group in share for one in group) for share in shares]
     assert max(work) < 1.2 * min(work)
+
+
+def test_retain_rows_lie_last_and_no_objective_sees_them():
+    first = row([1, 2], answer(11, 12, role=1), answer(13))
+    held = dataclasses.replace(row([3], answer(21, 22, 23, role=1)), retain=True)
+    last = row([4, 5, 6], answer(31))
+    batch = collate([held, first, last], PAD)
+    assert batch.num_retain == 1 and batch.rows[-1] is held
+    seen, alone = batch.for_objective(), collate([first, last], PAD)
+    for name in ("role", "pairs", "prompt", "targets", "weight"):
+        assert getattr(seen, name).tolist() == getattr(alone, name).tolist(), name
+    assert len(seen.positions) == len(alone.positions) == 4

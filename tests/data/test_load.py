@@ -10,7 +10,7 @@ import pytest
 from align import objectives
 from align.data.load import Rows, load
 from align.errors import UserError
-from align.recipe import Data, Eval, Recipe, Source
+from align.recipe import Data, Eval, Recipe, Retain, Source
 from tests import tiny
 
 NO_SYSTEM = tiny.CHATML.replace(
@@ -23,13 +23,16 @@ def write(file: Path, *rows: dict) -> str:
     return str(file)
 
 
-def rows_of(train: str, held_out: str, *, template: str = tiny.CHATML, max_length: int = 64, **data: str) -> Rows:
-    """What the objective DPO gets of two files."""
+def rows_of(
+    train: str, held_out: str, *, template: str = tiny.CHATML, max_length: int = 64, retain: str = "", **data: str
+) -> Rows:
+    """What the objective DPO gets of two files, and the retain term of a third."""
     recipe = Recipe(
         name="test",
         objective={"name": "dpo"},
         output="nowhere",
         data=Data(sources=[Source(path=train)], max_length=max_length, **data),
+        retain=Retain(sources=[Source(path=retain)] if retain else []),
         eval=Eval(sources=[Source(path=held_out)], holdout=0.0),
     )
     return load(recipe, tiny.tokenizer(template), objectives.load("dpo")())
@@ -63,3 +66,21 @@ def test_row_that_the_template_refuses_stops_or_is_counted(tmp_path):
         rows_of(train, held_out, template=NO_SYSTEM)
     rows = rows_of(train, held_out, template=NO_SYSTEM, on_bad_rows="skip")
     assert (rows.ledger.used, rows.ledger.dropped) == (1, {"row dropped: the chat template refuses it": 1})
+
+
+def test_retain_rows_keep_their_positives_only_and_are_counted_apart(tmp_path):
+    train, held_out = write(tmp_path / "train.jsonl", pair("a")), write(tmp_path / "held.jsonl", pair("c"))
+    retain = write(tmp_path / "retain.jsonl", pair("d"), {"prompt": "e", "negatives": ["No"]}, pair("long " * 200))
+    rows = rows_of(train, held_out, retain=retain)
+    assert (rows.ledger.read, rows.ledger.used) == (1, 1)
+    assert [[response.role for response in row.responses] for row in rows.retain] == [[1]]
+    assert all(row.retain for row in rows.retain) and not any(row.retain for row in rows.train)
+    reasons = ["response unused: negative", "row dropped: no positives", "row dropped: prompt too long"]
+    assert {reason for reason in rows.ledger.dropped} == {f"retain: {reason}" for reason in reasons}
+
+
+def test_retain_without_any_positive_is_refused(tmp_path):
+    train, held_out = write(tmp_path / "train.jsonl", pair("a")), write(tmp_path / "held.jsonl", pair("c"))
+    retain = write(tmp_path / "retain.jsonl", {"prompt": "e", "negatives": ["No"]})
+    with pytest.raises(UserError, match=r"retain\.sources: no row has a positive"):
+        rows_of(train, held_out, retain=retain)
