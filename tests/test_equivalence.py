@@ -6,6 +6,7 @@ retain term.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
@@ -97,6 +98,22 @@ def test_a_second_reference_that_is_the_same_changes_nothing(recipe, one_process
     """At the start a frozen copy is the policy without its adapter: samples may be compared with either."""
     run = trained(recipe, tmp_path / "run", TRAIN, "reference.samples=frozen", f"train.tokens_per_device={SMALL}")
     assert_same_course(run, one_process)
+
+
+def test_evaluation_under_zero3_equals_one_process(recipe, uneven_rows, tmp_path):
+    held_out = (f"eval.sources=[{uneven_rows}]", "eval.generate=1", "eval.every=2", f"train.tokens_per_device={SMALL}")
+    alone = trained(recipe, tmp_path / "alone", TRAIN, *held_out)
+    sharded = trained(recipe, tmp_path / "sharded", deepspeed("zero3.json"), *held_out)
+    ours, theirs = (json.loads((run / "evaluation.json").read_text()) for run in (alone, sharded))
+    assert [one["step"] for one in ours["during"]] == [2, 4]
+    for mine, other in ((ours["before"], theirs["before"]), (ours["after"], theirs["after"])):
+        assert len(mine) == 2, "negatives and good answers"
+        for name, measured in mine.items():
+            assert measured["tokens"] == other[name]["tokens"]
+            assert measured["logps"] == pytest.approx(other[name]["logps"], abs=1e-4)
+            assert measured["kl"] == pytest.approx(other[name]["kl"], abs=1e-4)
+    assert all(measured["kl"] > 1e-3 for measured in ours["after"].values())
+    assert ours["answers_after"] == theirs["answers_after"] and len(ours["answers_after"]) == 1
 
 
 FULL = ("model.adapter=null", "reference.policy=frozen", "train.learning_rate=1e-3")

@@ -58,16 +58,9 @@ def target_logps(inner: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     head, transform = inner.get_output_embeddings(), logit_transform(inner)
     size = chunk_size(inner)
     if type(head) is nn.Linear:
-        # Inside the module's own call, so that ZeRO-3 has gathered the weight, here and in the backward pass.
-        own_forward = vars(head).get("forward")
-        head.forward = lambda states: _ChunkedLogps.apply(states, head.weight, head.bias, targets, transform, size)
-        try:
-            return head(hidden)
-        finally:
-            if own_forward is None:
-                del head.forward
-            else:
-                head.forward = own_forward
+        return _inside(
+            head, lambda states: _ChunkedLogps.apply(states, head.weight, head.bias, targets, transform, size), hidden
+        )
 
     def chunk_logps(states: Tensor, wanted: Tensor) -> Tensor:
         return _gather_logps(transform(head(states).float()), wanted)
@@ -76,6 +69,22 @@ def target_logps(inner: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         return torch.cat([checkpoint(chunk_logps, *piece, use_reentrant=False) for piece in pieces])
     return torch.cat([chunk_logps(*piece) for piece in pieces])
+
+
+def _inside(head: nn.Module, function: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+    """`function(states)` as the module's own call: there, and in its backward pass, ZeRO-3 has gathered the weight.
+
+    One call however many chunks: under ZeRO-3 every rank must call a module equally often.
+    """
+    own_forward = vars(head).get("forward")
+    head.forward = function
+    try:
+        return head(states)
+    finally:
+        if own_forward is None:
+            del head.forward
+        else:
+            head.forward = own_forward
 
 
 class _ChunkedLogps(torch.autograd.Function):
@@ -142,15 +151,34 @@ def chunk_size(inner: nn.Module) -> int:
 def kl_divergence(model: nn.Module, hidden: Tensor, ref_model: nn.Module, ref_hidden: Tensor) -> Tensor:
     """(M,) exact KL(policy || reference) of the next token at each position, in nats, over the vocabulary.
 
-    `hidden` (M, H) and `ref_hidden` are the last hidden states of the two; heads without an adapter only.
+    `hidden` (M, H) and `ref_hidden` are the last hidden states of the two. The reference's head is taken without
+    an adapter.
     """
     inner, ref_inner = causal_lm(model), causal_lm(ref_model)
-    size, pieces = chunk_size(inner), []
-    for part, ref_part in zip(hidden.split(size), ref_hidden.split(size), strict=True):
-        log_p = logit_transform(inner)(inner.get_output_embeddings()(part).float()).log_softmax(-1)
-        log_q = logit_transform(ref_inner)(ref_inner.get_output_embeddings()(ref_part).float()).log_softmax(-1)
-        pieces.append((log_p.exp() * (log_p - log_q)).sum(-1))
-    return torch.cat(pieces)
+    head, ref_head = inner.get_output_embeddings(), ref_inner.get_output_embeddings()
+    ref_head = ref_head.get_base_layer() if hasattr(ref_head, "get_base_layer") else ref_head
+    logits, ref_logits, size = _logits_of(inner, head), _logits_of(ref_inner, ref_head), chunk_size(inner)
+
+    def divergence(states: Tensor) -> Tensor:
+        pieces = []
+        for part, ref_part in zip(states.split(size), ref_hidden.split(size), strict=True):
+            log_p, log_q = logits(part).log_softmax(-1), ref_logits(ref_part).log_softmax(-1)
+            pieces.append((log_p.exp() * (log_p - log_q)).sum(-1))
+        return torch.cat(pieces)
+
+    if type(head) is not nn.Linear:
+        return divergence(hidden)
+    if head is ref_head:
+        return _inside(head, divergence, hidden)
+    return _inside(ref_head, lambda states: _inside(head, divergence, states), hidden)
+
+
+def _logits_of(inner: nn.Module, head: nn.Module) -> Callable[[Tensor], Tensor]:
+    """From hidden states (C, H) to float32 logits (C, V). A linear head is not called: see `_inside`."""
+    transform = logit_transform(inner)
+    if type(head) is nn.Linear:
+        return lambda states: transform(_linear(states, head.weight, head.bias))
+    return lambda states: transform(head(states).float())
 
 
 @torch.no_grad()
