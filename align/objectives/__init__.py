@@ -23,8 +23,49 @@ POSITIVE, SAMPLE, NEGATIVE = 1, 0, -1
 
 UNITS = ("token", "response", "positive", "negative", "pair", "prompt")
 
-# What an objective may ask of the rest of the program. Responses of a role nobody names are not even forwarded.
-NEEDS = ("reference", "positives", "negatives", "samples", "pairs")
+# What an objective may ask of the rest of the program, and who can supply it. Responses of a role that no need
+# names are not even forwarded.
+NEEDS = {
+    "reference": "log-probs under a reference (the section `reference`)",
+    "positives": "a positive response to each prompt (the rows)",
+    "negatives": "a negative response to each prompt (the rows)",
+    "responses": "a positive or a negative response to each prompt (the rows)",
+    "pairs": "a positive and a negative response to each prompt (the rows)",
+    "samples": "samples of the policy's own (the section `sampling`)",
+    "rewards": "a reward for each response (`reward` in the rows)",
+    "behavior": "log-probs under who wrote a response (`behavior_logps` in the rows, or `reference.behavior`)",
+    "mismatched": "log-ratios of responses to another prompt of the step (the trainer scores them)",
+    "ema": "log-probs under running means of the policy's weights (the trainer keeps them)",
+}
+
+ROLES_OF_NEEDS = {
+    "positives": {POSITIVE},
+    "negatives": {NEGATIVE},
+    "responses": {POSITIVE, NEGATIVE},
+    "pairs": {POSITIVE, NEGATIVE},
+    "samples": {SAMPLE},
+}
+
+# What else the pass through the LM head can tell of each response token (`Objective.extras`), (N, T) each.
+EXTRAS = {
+    "concentration": "log of the sum over the vocabulary of the squared probabilities, without gradient (WPO)",
+    "alternatives": "log-prob of another likely token drawn in the response token's place (CRINGE)",
+    "repeats": "sum over the distinct earlier tokens c, the target left out, of -log(1 - p(c)) (unlikelihood)",
+}
+
+
+def lift(values: Tensor) -> Tensor:
+    """`values` in float32 where they are of a smaller type: nothing is summed or exponentiated in half precision."""
+    return values.float() if values.dtype.itemsize < 4 else values
+
+
+@dataclass(frozen=True)
+class WholeStep:
+    """What couples the losses of an optimiser step: values of all its micro-batches on all ranks."""
+
+    values: dict[str, Tensor]  # name -> (K,) what `Objective.collect` returned, joined over the whole step
+    first: dict[str, int] = field(default_factory=dict)  # name -> where the values of this micro-batch begin
+    memory: dict[str, float] = field(default_factory=dict)  # what `Objective.remember` returned, this step included
 
 
 @dataclass(frozen=True)
@@ -41,27 +82,57 @@ class Batch:
     reward: Tensor | None = None  # (N,)
     weight: Tensor | None = None  # (N,) example weights; None means 1
     step_label: Tensor | None = None  # (N, T) 1 good, -1 bad, 0 unjudged
+    token_weight: Tensor | None = None  # (N, T) weights of single tokens (of judged steps); None means 1
+    ema_logps: Tensor | None = None  # (M, N, T) under M running means of the policy, without gradient
+    extras: dict[str, Tensor] = field(default_factory=dict)  # name -> (N, T), see EXTRAS
+    step: WholeStep | None = None  # None: this batch is the whole step, and the first one
 
     def __post_init__(self) -> None:
         n, t = self.logps.shape
         assert self.mask.shape == (n, t) and self.mask.dtype == torch.bool, "mask is (N, T) bool"
         assert self.role.shape == self.prompt.shape == (n,), "role and prompt are (N,)"
         assert self.pairs.ndim == 2 and self.pairs.shape[1] == 2, "pairs is (P, 2)"
-        for name in ("ref_logps", "behavior_logps", "step_label"):
+        for name in ("ref_logps", "behavior_logps", "step_label", "token_weight"):
             value = getattr(self, name)
             assert value is None or value.shape == (n, t), f"{name} is (N, T)"
+        assert all(value.shape == (n, t) for value in self.extras.values()), "extras are (N, T)"
+        assert self.ema_logps is None or self.ema_logps.shape[1:] == (n, t), "ema_logps is (M, N, T)"
         for name in ("reward", "weight"):
             value = getattr(self, name)
             assert value is None or value.shape == (n,), f"{name} is (N,)"
 
+    def over_tokens(self, values: Tensor) -> Tensor:
+        """(..., N) the sum of `values` (..., N, T) over the tokens of each response, each times its `token_weight`.
+
+        Every sum over tokens goes through here, so that weights of steps reach every objective.
+        """
+        weight = self.mask if self.token_weight is None else self.mask * self.token_weight
+        return (torch.where(self.mask, lift(values), 0.0) * weight).sum(-1)
+
+    def lengths(self) -> Tensor:
+        """(N,) number of tokens of each response, whatever they weigh."""
+        return self.mask.sum(-1)
+
     def sums(self) -> Tensor:
         """(N,) log-prob of each whole response in nats: the sum over its tokens."""
-        return (self.logps.float() * self.mask).sum(-1)
+        return self.over_tokens(self.logps)
+
+    def means(self) -> Tensor:
+        """(N,) mean log-prob a token of each response, in nats."""
+        return self.sums() / self.lengths()
+
+    def token_log_ratios(self) -> Tensor:
+        """(N, T) log-prob of each token under the policy minus under the reference, in nats."""
+        assert self.ref_logps is not None, "the objective must list 'reference' in `needs`"
+        return lift(self.logps) - lift(self.ref_logps)
 
     def log_ratios(self) -> Tensor:
         """(N,) log-prob of each response under the policy minus under the reference, in nats."""
-        assert self.ref_logps is not None, "the objective must list 'reference' in `needs`"
-        return ((self.logps.float() - self.ref_logps.float()) * self.mask).sum(-1)
+        return self.over_tokens(self.token_log_ratios())
+
+    def rewards(self) -> Tensor:
+        """(N,) the reward of each response; where the rows give none, its role: 1 or -1."""
+        return self.role.to(torch.float32) if self.reward is None else self.reward
 
 
 @dataclass(frozen=True)
@@ -74,19 +145,66 @@ class Losses:
 
 @dataclass(frozen=True)
 class Objective:
-    """Base of all objectives: `needs`, `normalize_by` and `__call__(batch) -> Losses`."""
+    """Base of all objectives: `needs`, `normalize_by` and `__call__(batch) -> Losses`.
+
+    Methods whose losses depend on the whole optimiser step override `collect`: the trainer then looks at all
+    micro-batches first, without gradient, and hands what it found to each of them as `Batch.step`. So the result
+    does not depend on how a step is cut.
+    """
 
     needs: ClassVar[tuple[str, ...]] = ()
     normalize_by: ClassVar[str] = "prompt"
+    has_stop_gradient: ClassVar[bool] = False  # the gradient is not the derivative of the value, by design
 
     def __call__(self, batch: Batch) -> Losses:
         raise NotImplementedError
 
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """What of EXTRAS must be in `Batch.extras`, under the options that are set."""
+        return ()
+
+    @property
+    def coupled(self) -> bool:
+        """Whether `collect` has anything to say, under the options that are set."""
+        return type(self).collect is not Objective.collect
+
+    def collect(self, batch: Batch) -> dict[str, Tensor]:
+        """name -> (any number,) detached values of this micro-batch that the losses of all others depend on."""
+        return {}
+
+    def remember(self, memory: dict[str, float], values: dict[str, Tensor]) -> dict[str, float]:
+        """What is carried from step to step: the new memory, from the old one ({} at first) and a step's values."""
+        return {}
+
+    def whole_step(self, batch: Batch) -> WholeStep:
+        """`batch.step`; without one the batch is the whole step, and the first one of a run."""
+        if batch.step is not None:
+            return batch.step
+        values = self.collect(batch)
+        return WholeStep(values, dict.fromkeys(values, 0), self.remember({}, values))
+
     @classmethod
     def roles(cls) -> set[int]:
         """The roles whose responses the objective reads; others need not be forwarded."""
-        wanted = {"positives": {POSITIVE}, "negatives": {NEGATIVE}, "samples": {SAMPLE}, "pairs": {POSITIVE, NEGATIVE}}
-        return set().union(*(wanted[need] for need in cls.needs if need in wanted))
+        return set().union(*(ROLES_OF_NEEDS.get(need, set()) for need in cls.needs))
+
+
+def join_step(
+    objective: Objective, parts: list[dict[str, Tensor]], memory: dict[str, float]
+) -> tuple[list[WholeStep], dict[str, float]]:
+    """(one WholeStep for each micro-batch of `parts`, the new memory).
+
+    `parts` are what `collect` returned for every micro-batch of the step on every rank, in the same order everywhere.
+    """
+    names = list(dict.fromkeys(name for part in parts for name in part))
+    values = {name: torch.cat([part[name] for part in parts if name in part]) for name in names}
+    memory = objective.remember(memory, values)
+    steps, first = [], dict.fromkeys(names, 0)
+    for part in parts:
+        steps.append(WholeStep(values, dict(first), memory))
+        first = {name: start + len(part.get(name, ())) for name, start in first.items()}
+    return steps, memory
 
 
 def prompt_index(batch: Batch) -> tuple[Tensor, int]:
@@ -96,16 +214,28 @@ def prompt_index(batch: Batch) -> tuple[Tensor, int]:
 
 
 def role_means(batch: Batch, values: Tensor, role: int) -> Tensor:
-    """(U,) for each prompt, the mean of `values` (N,) over its responses of one role.
+    """(U,) for each prompt, the mean of `values` (N,) over its responses of one role, by their example weights.
 
     Raises ValueError if a prompt has none: the trainer leaves such prompts out and counts them.
     """
     index, num_prompts = prompt_index(batch)
     chosen = (batch.role == role).to(values.dtype)
-    counts = torch.zeros(num_prompts, dtype=values.dtype, device=values.device).index_add(0, index, chosen)
+    zeros = torch.zeros(num_prompts, dtype=values.dtype, device=values.device)
+    counts = zeros.index_add(0, index, chosen)
     if (counts == 0).any():
         raise ValueError(f"a prompt of the batch has no response of role {role}")
-    return torch.zeros_like(counts).index_add(0, index, values * chosen) / counts
+    weights = chosen if batch.weight is None else chosen * batch.weight.to(values.dtype)
+    weightless = zeros.index_add(0, index, weights) == 0  # such a prompt counts for nothing: see `unit_weights`
+    weights = torch.where(weightless[index], chosen, weights)
+    return zeros.index_add(0, index, values * weights) / zeros.index_add(0, index, weights)
+
+
+def group_means(batch: Batch, values: Tensor) -> Tensor:
+    """(N,) for each response, the mean of `values` (N,) over all responses to its prompt."""
+    index, num_prompts = prompt_index(batch)
+    zeros = torch.zeros(num_prompts, dtype=values.dtype, device=values.device)
+    means = zeros.index_add(0, index, values) / zeros.index_add(0, index, torch.ones_like(values))
+    return means[index]
 
 
 def count_units(batch: Batch, unit: str) -> int:
@@ -121,7 +251,8 @@ def unit_weights(batch: Batch, unit: str) -> Tensor:
     """
     weight = torch.ones_like(batch.role, dtype=torch.float32) if batch.weight is None else batch.weight.float()
     if unit == "token":
-        return weight[:, None].expand(batch.mask.shape)[batch.mask]
+        tokens = weight[:, None].expand(batch.mask.shape)
+        return (tokens if batch.token_weight is None else tokens * batch.token_weight)[batch.mask]
     if unit == "pair":
         return weight[batch.pairs].prod(-1)
     if unit == "prompt":
@@ -136,8 +267,8 @@ def unit_weights(batch: Batch, unit: str) -> Tensor:
 
 
 def available() -> list[str]:
-    """The names of the objectives that ship with the project: the files of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """The names of the objectives that ship with the project: the files of this folder, helpers (`_...`) left out."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def load(name: str) -> type[Objective]:
