@@ -36,6 +36,7 @@ class Response:
     reward: float | None = None
     weight: float = 1.0
     steps: tuple[Step, ...] = ()
+    behavior_logps: tuple[float, ...] | None = None  # of each token, end-of-turn included, under who wrote the text
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,20 @@ def _response(item: object, index: int) -> Response:
     weight = 1.0 if item.get("weight") is None else _number(item["weight"], f"{here}.weight")
     if weight < 0:
         raise RowError(f"{here}.weight is {weight:g}, below 0: the role says the direction")
-    return Response(text, item["role"], reward, weight, read_steps(item.get("steps") or [], len(text), f"{here}.steps"))
+    steps = read_steps(item.get("steps") or [], len(text), f"{here}.steps")
+    return Response(text, item["role"], reward, weight, steps, _logps(item.get("behavior_logps"), here))
+
+
+def _logps(values: object, here: str) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    name = f"{here}.behavior_logps"
+    if not isinstance(values, list) or not values:
+        raise RowError(f"{name} is {kind_of(values) if values else 'empty'}, not a list with a log-prob for each token")
+    logps = tuple(_number(value, f"{name}[{index}]") for index, value in enumerate(values))
+    if max(logps) > 0:
+        raise RowError(f"{name} holds {max(logps):g}, above 0: they are natural logs of probabilities")
+    return logps
 
 
 def read_steps(items: object, length: int, here: str) -> tuple[Step, ...]:

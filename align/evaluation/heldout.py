@@ -10,7 +10,8 @@ from accelerate.utils import gather_object
 from align.data.collate import MicroBatch, collate, share_out
 from align.data.load import HeldOutSet
 from align.reference import ADAPTER_OFF, FROZEN, References
-from align.scoring.logprobs import causal_lm, hidden_states, kl_divergence, target_logps
+from align.scoring.head import causal_lm, kl_divergence, target_logps
+from align.scoring.logprobs import hidden_states
 
 
 class HeldOut:

@@ -26,7 +26,7 @@ from align.data.sources import Ledger
 from align.data.stream import StepPlan
 from align.data.tokenize import TokenizedResponse, TokenizedRow, encode_prompt
 from align.objectives import SAMPLE
-from align.scoring.logprobs import causal_lm
+from align.scoring.head import causal_lm
 
 if TYPE_CHECKING:
     from align.recipe import Sampling

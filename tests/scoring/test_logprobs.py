@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from align.data.collate import MicroBatch, collate
 from align.data.tokenize import TokenizedResponse, TokenizedRow
-from align.scoring import logprobs
-from align.scoring.logprobs import causal_lm, check_head, hidden_states, kl_divergence, response_logps
+from align.scoring import head as lm_head
+from align.scoring.head import causal_lm, kl_divergence
+from align.scoring.logprobs import check_head, hidden_states, response_logps
 
 torch.set_num_threads(1)  # several wait for each other longer than such models compute
 
@@ -83,7 +84,7 @@ def batch(rows) -> MicroBatch:
 @pytest.fixture(params=[1, 7, 10**6])
 def chunk(request, monkeypatch) -> int:
     """How many positions pass the head at once."""
-    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", request.param * VOCABULARY)
+    monkeypatch.setattr(lm_head, "LOGITS_AT_ONCE", request.param * VOCABULARY)
     return request.param
 
 
@@ -134,7 +135,7 @@ def test_soft_capping_and_scales_are_at_work():
     """Else the test above would not notice that they are missing."""
     for name in ("gemma2, soft-capped", "granite, scaled", "cohere, scaled"):
         values = torch.linspace(-3, 3, 5)
-        assert (logprobs.logit_transform(build(name))(values) - values).abs().max() > 0.5
+        assert (lm_head.logit_transform(build(name))(values) - values).abs().max() > 0.5
 
 
 @pytest.mark.parametrize("name", ["llama", "lora", "lora on the head"])
@@ -248,7 +249,7 @@ class Rows(TorchDispatchMode):
 @pytest.mark.parametrize("size", [3, 10**6])
 def test_no_matrix_of_tokens_by_vocabulary(name, size, batch, monkeypatch):
     """Forward and backward; the weights of embedding and head, HIDDEN rows, are the largest there may be."""
-    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", size * VOCABULARY)
+    monkeypatch.setattr(lm_head, "LOGITS_AT_ONCE", size * VOCABULARY)
     model = build(name)
     assert len(batch.targets) > HIDDEN > len(batch.role)
     with Rows() as forward:
@@ -264,7 +265,7 @@ def test_no_matrix_of_tokens_by_vocabulary(name, size, batch, monkeypatch):
 @pytest.mark.parametrize("name", ["llama", "llama tied", "gemma2, soft-capped", "lora on the head"])
 def test_no_logits_are_kept_for_the_backward_pass(name, batch, monkeypatch):
     """Chunk by chunk they would add up to the same matrix: they are computed again instead."""
-    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 3 * VOCABULARY)
+    monkeypatch.setattr(lm_head, "LOGITS_AT_ONCE", 3 * VOCABULARY)
     model, kept = build(name), []
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
 

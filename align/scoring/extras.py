@@ -1,0 +1,77 @@
+"""What objectives may ask of the logits beside the log-prob of the response token: `Batch.extras`, from the same pass.
+
+Shapes: M response positions, C positions of a chunk, V words, S tokens of a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from align.data.collate import MicroBatch
+from align.scoring.head import log_probs_of
+
+Extra = Callable[[Tensor, slice], Tensor]  # (logits (C, V), which of the M positions they are of) -> (C,)
+
+SMALLEST_REST = 1e-5  # 1 - p is not taken to be smaller, as in the unlikelihood authors' code
+
+
+def extra(name: str, batch: MicroBatch, *, k: int, seed: int, step: int) -> Extra:
+    """The extra called `name` (see `align.objectives.EXTRAS`) for a micro-batch.
+
+    `k`, `seed` and `step` (of the optimiser) are for the alternatives.
+    """
+    if name == "alternatives":
+        return _alternatives(batch, k, _draws(batch, seed, step))
+    return {"concentration": lambda logits, at: _concentration(logits), "repeats": _repeats(batch)}[name]
+
+
+@torch.no_grad()
+def _concentration(logits: Tensor) -> Tensor:
+    """log sum_v p_v^2."""
+    return (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
+
+
+def _alternatives(batch: MicroBatch, k: int, draws: Tensor) -> Extra:
+    """Log-prob of one of the policy's `k` likeliest tokens, the response's left out; `draws` (M,) in [0, 1) choose."""
+    chosen: dict[int, Tensor] = {}  # start of a chunk -> (C,) tokens, for the backward pass
+
+    def read(logits: Tensor, at: slice) -> Tensor:
+        if at.start not in chosen:
+            others = logits.detach().scatter(-1, batch.targets[at, None], -torch.inf)
+            likeliest, ids = others.topk(min(k, logits.shape[-1] - 1))
+            below = likeliest.softmax(-1).cumsum(-1) <= draws[at, None]  # (C, k)
+            place = below.sum(-1, keepdim=True).clamp(max=ids.shape[-1] - 1)
+            chosen[at.start] = ids.gather(-1, place).squeeze(-1)
+        return log_probs_of(logits, chosen[at.start])
+
+    return read
+
+
+def _draws(batch: MicroBatch, seed: int, step: int) -> Tensor:
+    """(M,) a uniform number for each response token: the same wherever and beside whatever its row is forwarded."""
+    numbers = []
+    for row in batch.rows:
+        for index, response in enumerate(row.responses):
+            name = f"{seed}/{step}/{row.example.key}/{index}"
+            own = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+            numbers.append(torch.rand(len(response.ids), generator=torch.Generator().manual_seed(own)))
+    return torch.cat(numbers).to(batch.targets.device) if numbers else torch.zeros(len(batch.targets))
+
+
+def _repeats(batch: MicroBatch) -> Extra:
+    """Sum of -log(1 - p(c)) over the distinct tokens c before the position, prompt included, the target left out."""
+    columns = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+
+    def read(logits: Tensor, at: slice) -> Tensor:
+        targets, positions = batch.targets[at, None], batch.positions[at, None]
+        ids = batch.input_ids[positions[:, 0] // len(columns)]  # (C, S)
+        earlier = torch.where(columns <= positions % len(columns), ids, targets)
+        candidates = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, earlier, True).scatter(-1, targets, False)
+        rest = -torch.expm1(logits.log_softmax(-1).clamp(max=-1e-12))  # (C, V) 1 - p
+        return -(rest.clamp(min=SMALLEST_REST).log() * candidates).sum(-1)
+
+    return read
