@@ -24,12 +24,19 @@ def run(arguments: list[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"align {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     check = commands.add_parser("check", help="check recipes without loading a model or data")
-    check.add_argument("recipes", nargs="+", metavar="RECIPE", help="recipe files; key=value overrides apply to all")
+    check.add_argument("recipes", nargs="*", metavar="RECIPE", help="recipe files; key=value overrides apply to all")
+    check.add_argument("--list", action="store_true", help="print all objectives, what they need and are normalised by")
     train = commands.add_parser("train", help="run a recipe in this process (accelerate launch does it on several)")
     train.add_argument("recipe", metavar="RECIPE")
     train.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_args(arguments)
-    if given.command == "check":
+    if given.command == "check" and given.list:
+        if given.recipes:
+            raise UserError("command line", "--list names no recipe", "align check --list")
+        from align import catalogue
+
+        print(catalogue.table())
+    elif given.command == "check":
         check_recipes(given.recipes)
     elif given.command == "train":
         from align.train import main as train_main

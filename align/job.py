@@ -19,18 +19,24 @@ from transformers.utils import logging as transformers_logging
 from align import models
 from align.data import load as data_load
 from align.data.load import Rows
+from align.data.nat import inference_label
+from align.data.steps import Steps
 from align.data.stream import StepPlan
 from align.errors import UserError, shorten
 from align.evaluation.before_after import BeforeAfter
 from align.evaluation.heldout import HeldOut
 from align.negatives.sampling import Sampler
-from align.progress import DrawSamples, NameCheckpoints, ProgressLine
+from align.objectives import Objective
+from align.progress import CarryState, DrawSamples, NameCheckpoints, ProgressLine
 from align.provenance import environment
 from align.recipe import Recipe
+from align.recipe_checks import SECTION_NEEDS
 from align.reference import ADAPTER_OFF, FROZEN, References, freeze
+from align.reference.ema import RunningMeans
 from align.run import RunFolder, write_json, write_text
 from align.scoring.logprobs import check_head
-from align.trainer import AlignTrainer, Steps
+from align.trainer import AlignTrainer
+from align.view import Scorer
 
 # Where the recipe is silent and transformers' default is not ours; `train.hf` has the last word.
 DEFAULTS = {"lr_scheduler_type": "linear", "weight_decay": 0.0, "report_to": "none", "save_total_limit": 2}
@@ -52,15 +58,16 @@ def train(recipe: Recipe) -> None:
     objective, tokenizer = recipe.build_objective(), models.load_tokenizer(recipe.model)
     rows = data_load.load(recipe, tokenizer, objective)
     policy = load_policy(recipe, args)
-    references = load_references(recipe, policy, args) if "reference" in objective.needs else None
-    plan, sampler, steps = plan_steps(recipe, rows, tokenizer, run, "samples" in objective.needs)
+    references = load_references(recipe, policy, args) if SECTION_NEEDS["reference"] & set(objective.needs) else None
+    means = running_means(objective, policy)
+    plan, sampler, steps = plan_steps(recipe, rows, tokenizer, run, objective)
     say(rows.summary())
     trainer = AlignTrainer(
         model=policy,
         args=args,
         objective=objective,
-        references=references,
-        retain_weight=recipe.retain.weight,
+        scorer=Scorer(objective, references, means, recipe.train.seed),
+        retain=recipe.retain,
         steps=steps,
         run=run,
         processing_class=tokenizer,
@@ -68,11 +75,13 @@ def train(recipe: Recipe) -> None:
     say(describe(recipe, trainer, plan, args))
     report = add_callbacks(trainer, run, recipe, rows, sampler, tokenizer)
     start_run_folder(run, recipe, rows, policy, args, checkpoint)
+    if checkpoint:
+        trainer.restore(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if PartialState().is_main_process:
         write_json(run.data, rows.ledger.as_dict())
     report.after()
-    save_final(trainer, run)
+    save_final(trainer, run, inference_label(recipe.data.nat) if recipe.data.nat else None)
     say(f"result: {run.final}")
 
 
@@ -151,7 +160,8 @@ def load_policy(recipe: Recipe, args: TrainingArguments) -> nn.Module:
 
 def load_references(recipe: Recipe, policy: nn.Module, args: TrainingArguments) -> References:
     """The models that references need beside the policy itself."""
-    names = {recipe.reference.policy, recipe.reference.samples} - {None, ADAPTER_OFF}
+    reference = recipe.reference
+    names = {reference.policy, reference.samples, reference.behavior} - {None, ADAPTER_OFF}
     loaded = {}
     for name in sorted(names):
         path = recipe.model.path if name == FROZEN else name
@@ -160,7 +170,17 @@ def load_references(recipe: Recipe, policy: nn.Module, args: TrainingArguments) 
             what = f"{shorten(name)} has {model.config.vocab_size} words, the policy {policy.config.vocab_size}"
             raise UserError("reference", what, "a reference must share the policy's tokenizer")
         loaded[name] = _on_device(freeze(model), args)
-    return References(recipe.reference.policy, recipe.reference.samples, loaded)
+    return References(reference.policy, reference.samples, loaded, behavior=reference.behavior)
+
+
+def running_means(objective: Objective, policy: nn.Module) -> RunningMeans | None:
+    """The running means of the policy that the objective asks for."""
+    if "ema" not in objective.needs:
+        return None
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true"):
+        what = "running means of the policy have never been tried under DeepSpeed"
+        raise UserError("accelerate", what, "use DDP (launch/ddp.yaml), or another objective")
+    return RunningMeans(policy, objective.ema_decays)
 
 
 def _on_device(model: nn.Module, args: TrainingArguments) -> nn.Module:
@@ -175,7 +195,7 @@ def _on_device(model: nn.Module, args: TrainingArguments) -> nn.Module:
     return engine
 
 
-def plan_steps(recipe: Recipe, rows: Rows, tokenizer, run: RunFolder, wants_samples: bool):
+def plan_steps(recipe: Recipe, rows: Rows, tokenizer, run: RunFolder, objective: Objective):
     """(StepPlan, Sampler or None, Steps): which rows at which step, and on which rank."""
     options, state = recipe.train, PartialState()
     plan = StepPlan(
@@ -183,7 +203,7 @@ def plan_steps(recipe: Recipe, rows: Rows, tokenizer, run: RunFolder, wants_samp
         max_steps=options.max_steps, seed=options.seed,
     )  # fmt: skip
     sampler = None
-    if wants_samples:
+    if "samples" in objective.needs:
         sampler = Sampler(
             rows.train, plan, tokenizer, recipe.sampling, seed=options.seed, max_length=recipe.data.max_length,
             folder=run.samples, ledger=rows.ledger, equal_calls=is_deepspeed_zero3_enabled(),
@@ -196,7 +216,8 @@ def plan_steps(recipe: Recipe, rows: Rows, tokenizer, run: RunFolder, wants_samp
         )  # fmt: skip
         retain = rows.retain, retain_plan
     steps = Steps(
-        rows.train, plan, sampler, retain=retain, rank=state.process_index, world=state.num_processes,
+        rows.train, plan, sampler, retain=retain, wants_mismatched="mismatched" in objective.needs,
+        rank=state.process_index, world=state.num_processes, max_length=recipe.data.max_length,
         tokens_per_device=options.tokens_per_device, pad_id=tokenizer.eos_token_id,
     )  # fmt: skip
     return plan, sampler, steps
@@ -222,9 +243,15 @@ def add_callbacks(
         rows.held_out, state=PartialState(), device=trainer.args.device,
         tokens_per_device=recipe.train.tokens_per_device, pad_id=tokenizer.eos_token_id,
     )  # fmt: skip
-    report = BeforeAfter(run, trainer, held_out, tokenizer, every=recipe.eval.every, num_answers=recipe.eval.generate)
+    references = trainer.scorer.references
+    if (references is None or references.policy is None) and recipe.model.adapter is not None:
+        references = References(ADAPTER_OFF, None, {})  # what the KL is measured against, though nothing learns from it
+    report = BeforeAfter(
+        run, trainer, held_out, tokenizer, references=references, every=recipe.eval.every,
+        num_answers=recipe.eval.generate,
+    )  # fmt: skip
     callbacks = [report, DrawSamples(sampler)] if sampler else [report]
-    for callback in [*callbacks, ProgressLine(), NameCheckpoints(run)]:
+    for callback in [*callbacks, ProgressLine(), CarryState(trainer), NameCheckpoints(run)]:
         trainer.add_callback(callback)
     return report
 
@@ -246,13 +273,18 @@ def start_run_folder(run: RunFolder, recipe: Recipe, rows: Rows, policy, args, c
     run.forget_after(step)
 
 
-def save_final(trainer: AlignTrainer, run: RunFolder) -> None:
-    """The model or adapter with its tokenizer, under `final/` only when complete."""
+def save_final(trainer: AlignTrainer, run: RunFolder, label: str | None) -> None:
+    """The model or adapter with its tokenizer, under `final/` only when complete.
+
+    `label` is what NAT puts in front of the user's first message whenever the model is used.
+    """
     unfinished = run.path / ".final"
     trainer.save_model(str(unfinished))
     PartialState().wait_for_everyone()
     if PartialState().is_main_process:
         (unfinished / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml says all of it
+        if label is not None:
+            write_text(unfinished / "prompt_prefix.txt", label + "\n")
         shutil.rmtree(run.final, ignore_errors=True)
         os.replace(unfinished, run.final)
     PartialState().wait_for_everyone()

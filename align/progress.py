@@ -7,12 +7,16 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accelerate import PartialState
 from transformers import TrainerCallback
 
 from align.negatives.sampling import Sampler
 from align.run import RunFolder
+
+if TYPE_CHECKING:
+    from align.trainer import AlignTrainer
 
 
 class ProgressLine(TrainerCallback):
@@ -48,6 +52,21 @@ class DrawSamples(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.sampler.prepare(model, state.global_step)
+
+
+class CarryState(TrainerCallback):
+    """What goes on from step to step beside the weights: saved with each checkpoint, before it gets its name."""
+
+    def __init__(self, trainer: AlignTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.scorer.means is not None:
+            self.trainer.scorer.means.update()
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.trainer.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class NameCheckpoints(TrainerCallback):

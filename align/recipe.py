@@ -43,8 +43,22 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Grade:
+    reward: float = option(doc="Least reward of the responses that get this prompt.")
+    prompt: str = option(doc="What stands in front of the user's first message.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nat:
+    success: str = option("Answer this correctly.", doc="In front of prompts whose answer is a positive.")
+    failure: str = option("Answer this incorrectly.", doc="In front of prompts whose answer is a negative.")
+    grades: list[Grade] = option(list, doc="NAT-2: prompts by reward, instead of success and failure.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     sources: list[Source] = option(list, doc="Where rows come from.")
+    nat: Nat | None = option(None, doc="NAT: say in the prompt how good the answer is, and imitate all; null: off.")
     max_length: int = option(1024, ge=8, doc="Longest prompt plus response, in tokens; a longer response is cut.")
     layout: str = option("padded", choices=("padded",), doc="How responses lie in a micro-batch.")
     on_bad_rows: str = option("stop", choices=("stop", "skip"), doc="What a broken row does; skipped ones are counted.")
@@ -54,14 +68,33 @@ class Data:
 class Reference:
     policy: str | None = option(None, doc="adapter_off, frozen (a copy of the start) or a model path; null chooses.")
     samples: str | None = option(None, doc="Another reference for the samples only (D2O's second one).")
+    behavior: str | None = option(
+        None, doc="Who wrote the logged responses: adapter_off, frozen or a path; null: the rows' behavior_logps tell."
+    )
     store: str = option("off", choices=("off",), doc="Log-probs on disk; off scores the reference at every step.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retain:
-    sources: list[Source] = option(list, doc="Rows whose positives must stay likely; empty: no retain term.")
+    sources: list[Source] = option(list, doc="Rows whose positives must stay likely.")
+    positives: bool = option(False, doc="Whether the positives of the objective's own prompts must stay likely, too.")
     weight: float = option(1.0, gt=0, doc="Weight of the retain term, the mean negative log-likelihood a token.")
     prompts_per_step: int = option(4, ge=1, doc="Retain prompts in an optimiser step, over all ranks.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    positive: float = option(1.0, ge=0, doc="Weight of positives, times the weight they have in the rows.")
+    negative: float = option(1.0, ge=0, doc="Weight of negatives, times the weight they have in the rows.")
+    contradicting_steps: float = option(
+        1.0,
+        ge=-1,
+        le=1,
+        doc="Weight of tokens in steps judged against their response: good in negatives, bad in positives.",
+    )
+    unjudged_steps: float = option(
+        1.0, ge=0, le=1, doc="Weight of tokens without a judgement in responses with judged steps."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +146,7 @@ class Recipe:
     data: Data = option(Data, doc="Rows to learn from.")
     reference: Reference = option(Reference, doc="Who the policy is compared with.")
     retain: Retain = option(Retain, doc="Good answers that hold the policy in place, beside any objective.")
+    weights: Weights = option(Weights, doc="What responses and judged steps weigh, under any objective.")
     sampling: Sampling = option(Sampling, doc="Samples of the policy's own.")
     objective: dict = option(doc="name, and the objective's hyper-parameters.")
     train: Train = option(Train, doc="Optimisation.")
@@ -127,9 +161,11 @@ class Recipe:
     def to_yaml(self) -> str:
         """Every value that the run uses, resolved: what the run folder keeps as `recipe.yaml`."""
         needs, data = objectives.load(self.objective["name"]).needs, dataclasses.asdict(self)
-        for section, need in recipe_checks.SECTION_NEEDS.items():
-            if need not in needs:
+        for section, asked in recipe_checks.SECTION_NEEDS.items():
+            if not asked & set(needs):
                 del data[section]  # `load` refuses sections that the objective does not use
+        if not self.retain.sources and not self.retain.positives:
+            del data["retain"]  # nor may it be there for nothing
         return yaml_lines.dump(data)
 
 

@@ -10,7 +10,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align.data import sources
+from align import objectives
+from align.data import sources, supply
 from align.errors import shorten
 from align.models import check_path
 from align.schema import Reader, near_miss
@@ -18,7 +19,8 @@ from align.schema import Reader, near_miss
 if TYPE_CHECKING:
     from align.recipe import Recipe
 
-SECTION_NEEDS = {"reference": "reference", "sampling": "samples"}  # section -> the need of the objective it is for
+# section -> the needs of the objective it is for
+SECTION_NEEDS = {"reference": {"reference", "behavior"}, "sampling": {"samples"}}
 
 # TrainingArguments that a recipe says elsewhere: field -> where.
 OWNED_BY_RECIPE = {
@@ -56,6 +58,7 @@ def check(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) ->
     """
     _source_checks(reader, recipe, data)
     _reference_checks(reader, recipe, needs, data)
+    _role_checks(reader, recipe, needs, data)
     if "samples" not in needs and data.get("sampling"):
         what = f"objective {recipe.objective['name']!r} uses no samples"
         reader.fail(("sampling",), what, "leave the section out")
@@ -63,6 +66,8 @@ def check(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) ->
     if problem:
         reader.fail(("model", "path"), *problem)
     _hf_checks(reader, recipe.train.hf)
+    if not reader.errors:  # rows are looked at only where the rest is sound
+        _supply_checks(reader, recipe, needs)
 
 
 def _source_checks(reader: Reader, recipe: Recipe, data: dict) -> None:
@@ -80,13 +85,20 @@ def _source_checks(reader: Reader, recipe: Recipe, data: dict) -> None:
 
 
 def _reference_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:
-    if "reference" not in needs:
+    name = (recipe.objective or {}).get("name", "")
+    if not SECTION_NEEDS["reference"] & set(needs):
         if data.get("reference"):
-            reader.fail(("reference",), f"objective {recipe.objective['name']!r} uses none", "leave the section out")
+            reader.fail(("reference",), f"objective {name!r} uses none", "leave the section out")
         return
-    if recipe.reference.samples is not None and "samples" not in needs:
-        reader.fail(("reference", "samples"), f"objective {recipe.objective['name']!r} uses no samples", "leave it out")
-    for key in ("policy", "samples"):
+    for key, wanted, what in (
+        ("policy", {"reference"}, "compares with no reference"),
+        ("samples", {"reference", "samples"}, "uses no samples"),
+        ("behavior", {"behavior"}, "does not ask who wrote the responses"),
+    ):
+        if getattr(recipe.reference, key) is not None and not wanted <= set(needs):
+            reader.fail(("reference", key), f"objective {name!r} {what}", "leave it out")
+            return
+    for key in ("policy", "samples", "behavior"):
         who = getattr(recipe.reference, key)
         if who == "adapter_off" and recipe.model.adapter is None and reader.sound(("model", "adapter")):
             fix = "use frozen, or train a LoRA adapter (model.adapter)"
@@ -99,6 +111,38 @@ def _reference_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], da
                 reader.fail(("reference", key), f"{shorten(who)} is no reference and no model", typo)
             elif problem:
                 reader.fail(("reference", key), *problem)
+
+
+def _role_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:
+    """What is said of retain rows, weights and NAT's prompts is used by something."""
+    if data.get("retain") and not recipe.retain.sources and not recipe.retain.positives:
+        reader.fail(("retain",), "names neither sources nor positives", "give retain.sources, or leave it out")
+    if recipe.data.nat is None or set(needs) == set(objectives.NEEDS):
+        return
+    given = (data.get("data") or {}).get("nat") or {}
+    if recipe.data.nat.grades and isinstance(given, dict) and ("success" in given or "failure" in given):
+        reader.fail(("data", "nat"), "gives grades beside success and failure", "give one of the two")
+    if any(objectives.NEGATIVE in objectives.ROLES_OF_NEEDS.get(need, ()) for need in needs):
+        what = f"every response becomes a positive, but objective {recipe.objective['name']!r} reads negatives"
+        reader.fail(("data", "nat"), what, "use the objective nll, or leave data.nat out")
+
+
+def _supply_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...]) -> None:
+    """Whether the rows can supply what the objective needs, as far as a look at the first ones tells."""
+    if set(needs) == set(objectives.NEEDS):
+        return  # nobody knows what the objective needs
+    asked = set(needs) - ({"behavior"} if recipe.reference.behavior else set())
+    if recipe.data.nat is not None:
+        asked = {"responses"}
+    weights = recipe.weights
+    if (weights.contradicting_steps, weights.unjudged_steps) != (1.0, 1.0):
+        asked.add("steps")
+    for need, count in supply.lacking([(source.path, source.split) for source in recipe.data.sources], asked).items():
+        if need == "steps":
+            what, fix = "weights weigh steps", "give rows with judged `steps`, or leave those weights out"
+        else:
+            what, fix = f"objective {recipe.objective['name']!r} needs {need}", objectives.NEEDS[need]
+        reader.fail(("data", "sources"), f"{what}, but none of the first {count} rows can supply it", fix)
 
 
 def _hf_checks(reader: Reader, hf: dict) -> None:

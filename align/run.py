@@ -18,7 +18,7 @@ import yaml
 from align.errors import UserError, UserErrors
 
 # What may not change when a run is gone on with; the rest (lengths, saving, evaluation, layout) may.
-FIXED_FOR_A_RUN = [(name,) for name in ("model", "data", "reference", "retain", "sampling", "objective")]
+FIXED_FOR_A_RUN = [(name,) for name in ("model", "data", "reference", "retain", "weights", "sampling", "objective")]
 FIXED_FOR_A_RUN += [("train", "seed"), ("train", "prompts_per_step"), ("train", "learning_rate"), ("eval", "holdout")]
 
 

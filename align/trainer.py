@@ -8,60 +8,33 @@ micro-batches and ranks cannot change it.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer
 
-from align.data.collate import MicroBatch, collate, share_out
-from align.data.stream import StepPlan
-from align.data.tokenize import TokenizedRow
+from align.data.collate import MicroBatch
+from align.data.steps import Steps, StepShare
 from align.errors import shorten
-from align.negatives.sampling import Sampler as PolicySampler
-from align.objectives import NEGATIVE, POSITIVE, SAMPLE, Batch, Objective, count_units, unit_weights
-from align.reference import References
-from align.run import RunFolder
-from align.scoring.logprobs import response_logps
+from align.objectives import Batch, Objective, WholeStep, count_units, join_step, unit_weights
+from align.run import RunFolder, write_json
+from align.view import Scorer, bare_view, common_metrics
 
-ROLE_NAMES = {POSITIVE: "positive", NEGATIVE: "negative", SAMPLE: "sample"}
+if TYPE_CHECKING:
+    from align.recipe import Retain
 
 
-class Steps(Dataset):
-    """Item s: the micro-batches of optimiser step s that fall to this rank."""
-
-    def __init__(
-        self,
-        rows: list[TokenizedRow],
-        plan: StepPlan,
-        sampler: PolicySampler | None,
-        *,
-        retain: tuple[list[TokenizedRow], StepPlan] | None,
-        rank: int,
-        world: int,
-        tokens_per_device: int,
-        pad_id: int,
-    ):
-        self.rows, self.plan, self.sampler, self.retain = rows, plan, sampler, retain
-        self.rank, self.world, self.tokens_per_device, self.pad_id = rank, world, tokens_per_device, pad_id
-
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def __getitem__(self, step: int) -> list[MicroBatch]:
-        found = (self.sampler.row(i) if self.sampler else self.rows[i] for i in self.plan.rows(step))
-        rows: list[TokenizedRow] = [row for row in found if row is not None]
-        if self.retain is not None:
-            retain_rows, retain_plan = self.retain
-            rows += [retain_rows[index] for index in retain_plan.rows(step)]
-        shares = share_out(rows, world=self.world, tokens_per_device=self.tokens_per_device)
-        return [collate(group, self.pad_id) for group in shares[self.rank]]
+MEMORY, MEANS = "objective.json", "running_means.safetensors"  # files of a checkpoint
 
 
 class _FromStep(Sampler):
@@ -90,37 +63,46 @@ class _Totals:
 class AlignTrainer(Trainer):
     """Trains `model` on `steps` with `objective`; one line of `run.metrics` an optimiser step."""
 
-    def __init__(
-        self,
-        *,
-        objective: Objective,
-        references: References | None,
-        retain_weight: float,
-        steps: Steps,
-        run: RunFolder,
-        **kwargs,
-    ):
+    def __init__(self, *, objective: Objective, scorer: Scorer, retain: Retain, steps: Steps, run: RunFolder, **kwargs):
         super().__init__(train_dataset=steps, **kwargs)
-        self.objective, self.references, self.retain_weight, self.run = objective, references, retain_weight, run
+        self.objective, self.scorer, self.retain, self.run = objective, scorer, retain, run
+        self.memory: dict[str, float] = {}  # what the objective carries from step to step
         self.step_metrics: dict[str, float] = {}
         self.remove_callback(PrinterCallback)
+
+    def keep(self, folder: Path) -> None:
+        """Writes to a checkpoint what goes on from step to step beside weights and optimiser."""
+        write_json(folder / MEMORY, self.memory)
+        if self.scorer.means is not None:
+            self.scorer.means.save(folder / MEANS)
+
+    def restore(self, folder: Path) -> None:
+        """Reads what `keep` wrote."""
+        self.memory = json.loads((folder / MEMORY).read_text(encoding="utf-8"))
+        if self.scorer.means is not None:
+            self.scorer.means.load(folder / MEANS)
 
     def get_train_dataloader(self) -> DataLoader:
         """Not prepared by accelerate: `Steps` has dealt the rows to ranks already."""
         return DataLoader(self.train_dataset, batch_size=None, sampler=_FromStep(self))
 
-    def training_step(self, model, inputs: list[MicroBatch], num_items_in_batch=None) -> Tensor:
+    def training_step(self, model, inputs: StepShare, num_items_in_batch=None) -> Tensor:
         """Forward and backward of all micro-batches of a step; the gradients meet at the last one."""
         started = time.monotonic()
         model.train()
         totals = _Totals()
-        units = self._units(inputs)
-        for index, batch in enumerate(inputs):
-            is_last = index == len(inputs) - 1
+        batches = [batch.to(self.args.device) for batch in inputs.batches]
+        units = self._units(batches)
+        others, steps = self._look_ahead(model, inputs, batches)
+        for index, batch in enumerate(batches):
+            is_last = index == len(batches) - 1
             self.accelerator.sync_gradients = is_last
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
-                    loss = self._loss(model, batch.to(self.args.device), units, totals)
+                    known = others[index] if others else self.scorer.others(model, batch)
+                    logps, extras = self.scorer.policy(model, batch, inputs.number)
+                    view = self.scorer.view(batch, logps, extras, known, steps[index] if steps else None)
+                    loss = self._loss(batch, logps, view, units, totals)
                 if is_last:  # before its backward pass: under DeepSpeed that one takes the optimiser step
                     totals = self._over_ranks(totals)
                 extra = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
@@ -131,36 +113,59 @@ class AlignTrainer(Trainer):
         self.step_metrics |= {name: value / totals.counts[name] for name, value in totals.sums.items()}
         return torch.tensor(loss, device=self.args.device)
 
-    def _units(self, inputs: list[MicroBatch]) -> tuple[int, int]:
+    @torch.no_grad()
+    def _look_ahead(self, model, share: StepShare, batches: list[MicroBatch]) -> tuple[list, list[WholeStep]]:
+        """What couples the micro-batches of a step, from a first pass over all of them without gradient.
+
+        Returns (others' log-probs of each micro-batch, its WholeStep); nothing, and costs nothing, for objectives
+        that are not coupled.
+        """
+        if not self.objective.coupled and not share.mismatched:
+            return [], []
+        others, parts = [], []
+        for batch in batches:
+            others.append(self.scorer.others(model, batch))
+            if self.objective.coupled:
+                view = self.scorer.view(batch, *self.scorer.policy(model, batch, share.number), others[-1])
+                parts.append({} if view is None else self.objective.collect(view))
+            else:
+                parts.append({})
+        ratios = [self.scorer.mismatched_log_ratios(model, batch.to(self.args.device)) for batch in share.mismatched]
+        if ratios:
+            parts[0] = parts[0] | {"mismatched": torch.cat(ratios)}
+        own = [{name: values.cpu() for name, values in part.items()} for part in parts]
+        everyone = [part for rank in gather_object([own]) for part in rank]
+        steps, self.memory = join_step(self.objective, everyone, self.memory)
+        first = self.accelerator.process_index * len(own)
+        return others, [step.to(self.args.device) for step in steps[first : first + len(own)]]
+
+    def _units(self, batches: list[MicroBatch]) -> tuple[int, int]:
         """(units of the objective, tokens of the retain term) of the whole step, over all ranks; at least 1 each."""
         objective = retain = 0
-        for batch in (batch for batch in inputs if batch.rows):
-            part = batch.for_objective()
-            objective += count_units(_view(part, part.mask.float()), self.objective.normalize_by)
-            retain += len(batch.targets) - len(part.targets)
+        for batch in (batch for batch in batches if batch.rows):
+            part = batch.for_objective(self.objective.roles())
+            if len(part.role):
+                objective += count_units(bare_view(part, part.mask.float()), self.objective.normalize_by)
+            retain += int(batch.mask[batch.is_retained(self.retain.positives)].sum())
         counts = gather_object([(objective, retain)])
         return max(sum(first for first, _ in counts), 1), max(sum(second for _, second in counts), 1)
 
-    def _loss(self, model, batch: MicroBatch, units: tuple[int, int], totals: _Totals) -> Tensor:
+    def _loss(
+        self, batch: MicroBatch, logps: Tensor, view: Batch | None, units: tuple[int, int], totals: _Totals
+    ) -> Tensor:
         """What a micro-batch adds to the loss of the step; adds what is logged to `totals`."""
-        part = batch.for_objective()
-        ref_logps = None
-        if self.references is not None:
-            ref_logps = self.references.logps(model, part if len(part.role) else batch)  # ZeRO-3: on every rank
-        logps = response_logps(model, batch)  # (N, T)
         if not batch.rows:
             return logps.sum() * 0.0
-        n = len(part.role)
-        retain_nll = -logps[n:][batch.mask[n:]]  # (tokens of the retain term,)
-        loss = retain_nll.sum() * (self.retain_weight / units[1])
+        retained = batch.is_retained(self.retain.positives)
+        retain_nll = -logps[retained][batch.mask[retained]]  # (tokens of the retain term,)
+        loss = retain_nll.sum() * (self.retain.weight / units[1])
         metrics = {"retain/nll": retain_nll.detach()}
-        if n:
-            view = _view(part, logps[:n, : part.mask.shape[1]], ref_logps)
+        if view is not None:
             result = self.objective(view)
             weights = unit_weights(view, self.objective.normalize_by)
             assert result.losses.shape == weights.shape, "one loss a unit of normalize_by"
             loss = loss + (result.losses * weights).sum() / units[0]
-            metrics |= _common_metrics(view, self.samples_are_fresh) | result.metrics
+            metrics |= common_metrics(view, self.samples_are_fresh) | result.metrics
         if not torch.isfinite(loss):
             totals.problems.append(_non_finite(loss, logps, batch))
         totals.sums["loss"] += loss.item()
@@ -204,14 +209,6 @@ class AlignTrainer(Trainer):
         super().log({key: value for key, value in values.items() if key != "step"})
 
 
-def _view(batch: MicroBatch, logps: Tensor, ref_logps: Tensor | None = None) -> Batch:
-    """What an objective sees of a micro-batch."""
-    return Batch(
-        logps=logps, mask=batch.mask, role=batch.role, prompt=batch.prompt, pairs=batch.pairs,
-        ref_logps=ref_logps, reward=batch.reward, weight=batch.weight,
-    )  # fmt: skip
-
-
 def _non_finite(loss: Tensor, logps: Tensor, batch: MicroBatch) -> str:
     """Which prompts a loss that is no number came from."""
     broken = ~torch.isfinite(logps.detach()).all(-1)  # (N,)
@@ -220,23 +217,3 @@ def _non_finite(loss: Tensor, logps: Tensor, batch: MicroBatch) -> str:
     names = [f"{example.place} {shorten(example.prompt, 40)}" for example in examples[:5]]
     more = f" and {len(examples) - 5} more" if len(examples) > 5 else ""
     return f"the loss is {loss.item()}; prompts: {', '.join(names)}{more}"
-
-
-def _common_metrics(batch: Batch, samples_are_fresh: bool) -> dict[str, Tensor]:
-    """name -> (tokens,) per-token values in nats: log-prob and log-ratio by role, and an estimate of the KL.
-
-    `kl/reference` is taken on the tokens of samples, as exp(d) - 1 - d (never negative, unbiased): of
-    KL(reference || policy) where the samples are the reference's, of KL(policy || reference) where they are the
-    current policy's. Samples drawn under an instruction or a temperature make it an approximation.
-    """
-    metrics = {}
-    for role, name in ROLE_NAMES.items():
-        tokens = batch.mask & (batch.role == role)[:, None]
-        metrics[f"logps/{name}"] = batch.logps.detach()[tokens]
-        if batch.ref_logps is not None:
-            log_ratio = (batch.logps.detach() - batch.ref_logps)[tokens]
-            metrics[f"log_ratio/{name}"] = log_ratio
-            if role == SAMPLE:
-                d = -log_ratio if samples_are_fresh else log_ratio
-                metrics["kl/reference"] = d.exp() - 1 - d
-    return metrics

@@ -80,7 +80,7 @@ def test_broken_row(attempt, tmp_path):
 def test_no_negatives_at_all(attempt, tmp_path):
     data = rows(tmp_path / "positive.jsonl", {"prompt": "Say hello.", "positives": ["Hello."]})
     said = attempt(data)
-    assert "no row can be used" in said and "no negatives" in said
+    assert "objective 'd2o' needs negatives, but none of the first 1 rows can supply it" in said
 
 
 def test_empty_file(attempt, tmp_path):

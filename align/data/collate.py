@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from align.data.tokenize import TokenizedRow
+from align.data.tokenize import TokenizedResponse, TokenizedRow
+
+_OPTIONAL = ("reward", "step_label", "token_weight", "behavior_logps")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,10 @@ class MicroBatch:
     prompt: Tensor  # (N,)
     pairs: Tensor  # (P, 2)
     weight: Tensor  # (N,)
-    reward: Tensor | None  # (N,) if every response has one
+    reward: Tensor | None  # (N,) if the rows have rewards; 0 for samples
+    step_label: Tensor | None = None  # (N, T) 1 good, -1 bad, 0 unjudged; None: nothing here is judged
+    token_weight: Tensor | None = None  # (N, T); None: every token weighs 1
+    behavior_logps: Tensor | None = None  # (N, T) if every response has them
     num_retain: int = 0  # how many of the N responses, the last ones, belong to the retain term
 
     def to(self, device: torch.device) -> MicroBatch:
@@ -59,13 +64,28 @@ class MicroBatch:
             prompt=self.prompt[responses],
             pairs=self.pairs[:0],
             weight=self.weight[responses],
-            reward=None if self.reward is None else self.reward[responses],
+            **{name: None if getattr(self, name) is None else getattr(self, name)[responses] for name in _OPTIONAL},
         )
 
-    def for_objective(self) -> MicroBatch:
-        """The responses an objective sees: all but those of the retain term. Pairs keep their rows."""
+    def is_for(self, roles: set[int]) -> Tensor:
+        """(N,) bool: the responses that an objective which reads `roles` sees; never those of the retain rows."""
+        of_role = torch.isin(self.role, torch.tensor(sorted(roles), device=self.role.device))
         first = torch.arange(len(self.role), device=self.role.device) < len(self.role) - self.num_retain
-        return dataclasses.replace(self.select(first), rows=self.rows, pairs=self.pairs) if self.num_retain else self
+        return of_role & first if self.rows else torch.zeros_like(first)
+
+    def for_objective(self, roles: set[int]) -> MicroBatch:
+        """The responses an objective which reads `roles` sees, with their pairs if it reads both sides of them."""
+        chosen = self.is_for(roles)
+        if chosen.all():
+            return self
+        place = chosen.long().cumsum(0) - 1
+        pairs = place[self.pairs[chosen[self.pairs].all(-1)]]
+        return dataclasses.replace(self.select(chosen), rows=self.rows, pairs=pairs)
+
+    def is_retained(self, positives: bool) -> Tensor:
+        """(N,) bool: the responses of the retain term, with the other rows' positives or without."""
+        last = torch.arange(len(self.role), device=self.role.device) >= len(self.role) - self.num_retain
+        return (last | (positives & (self.role > 0))) & bool(self.rows)
 
     @property
     def num_tokens(self) -> int:
@@ -97,7 +117,7 @@ def collate(rows: Sequence[TokenizedRow], pad_id: int) -> MicroBatch:
         mask[index, : len(response.ids)] = True
         positions.append(torch.arange(start - 1, end - 1) + index * s)
         targets.append(torch.tensor(response.ids))
-    rewards = [response.reward for _, _, response in flat]
+    responses = [response for _, _, response in flat]
     return MicroBatch(
         rows=tuple(rows),
         input_ids=input_ids,
@@ -105,13 +125,33 @@ def collate(rows: Sequence[TokenizedRow], pad_id: int) -> MicroBatch:
         positions=torch.cat(positions),
         targets=torch.cat(targets),
         mask=mask,
-        role=torch.tensor([response.role for _, _, response in flat]),
+        role=torch.tensor([response.role for response in responses]),
         prompt=torch.tensor([index for index, _, _ in flat]),
         pairs=_pairs(flat),
-        weight=torch.tensor([response.weight for _, _, response in flat]),
-        reward=None if None in rewards else torch.tensor(rewards, dtype=torch.float32),
+        weight=torch.tensor([response.weight for response in responses]),
+        reward=_rewards(responses),
+        step_label=_per_token([response.step_labels for response in responses], mask, fill=0),
+        token_weight=_per_token([response.token_weights for response in responses], mask, fill=1.0),
+        behavior_logps=_per_token([response.behavior_logps for response in responses], mask, fill=None),
         num_retain=sum(len(row.responses) for row in rows if row.retain),
     )
+
+
+def _rewards(responses: list[TokenizedResponse]) -> Tensor | None:
+    """(N,) rewards, 0 for samples; None if a response has none (`load` sees to it that all of a run have, or none)."""
+    rewards = [response.reward if response.role else response.reward or 0.0 for response in responses]
+    return None if None in rewards or not any(response.role for response in responses) else torch.tensor(rewards)
+
+
+def _per_token(given: list[tuple | None], mask: Tensor, *, fill: float | None) -> Tensor | None:
+    """(N, T) of values given for each token of some responses. Others have `fill`, or there is no tensor (None)."""
+    if all(values is None for values in given) or (fill is None and None in given):
+        return None
+    tensor = torch.full(mask.shape, fill or 0).to(torch.long if type(fill) is int else torch.float32)
+    for row, values in zip(tensor, given, strict=True):
+        if values is not None:
+            row[: len(values)] = torch.tensor(values)
+    return tensor * mask
 
 
 def _pairs(flat: list) -> Tensor:

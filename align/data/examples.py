@@ -90,8 +90,8 @@ def _response(item: object, index: int) -> Response:
     if item.get("role") not in ROLES:
         raise RowError(f"{here}.role is {item.get('role')!r}, not one of {', '.join(ROLES)}")
     text = read_text(item.get("text"), f"{here}.text")
-    reward = None if item.get("reward") is None else _number(item["reward"], f"{here}.reward")
-    weight = 1.0 if item.get("weight") is None else _number(item["weight"], f"{here}.weight")
+    reward = None if item.get("reward") is None else read_number(item["reward"], f"{here}.reward")
+    weight = 1.0 if item.get("weight") is None else read_number(item["weight"], f"{here}.weight")
     if weight < 0:
         raise RowError(f"{here}.weight is {weight:g}, below 0: the role says the direction")
     steps = read_steps(item.get("steps") or [], len(text), f"{here}.steps")
@@ -104,7 +104,7 @@ def _logps(values: object, here: str) -> tuple[float, ...] | None:
     name = f"{here}.behavior_logps"
     if not isinstance(values, list) or not values:
         raise RowError(f"{name} is {kind_of(values) if values else 'empty'}, not a list with a log-prob for each token")
-    logps = tuple(_number(value, f"{name}[{index}]") for index, value in enumerate(values))
+    logps = tuple(read_number(value, f"{name}[{index}]") for index, value in enumerate(values))
     if max(logps) > 0:
         raise RowError(f"{name} holds {max(logps):g}, above 0: they are natural logs of probabilities")
     return logps
@@ -209,7 +209,8 @@ def _unicode(text: str, name: str) -> str:
     return text
 
 
-def _number(value: object, name: str) -> float:
+def read_number(value: object, name: str) -> float:
+    """A finite number; `name` is what messages call it."""
     wrong = RowError(f"{name} is {value!r}, not a finite number")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise wrong

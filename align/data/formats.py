@@ -5,6 +5,7 @@ The words of other data sets ("chosen", "rejected", "completion", "label", "conv
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from align.data.examples import (
@@ -16,6 +17,7 @@ from align.data.examples import (
     behind,
     kind_of,
     read_messages,
+    read_number,
     read_prompt,
     read_steps,
     read_text,
@@ -33,7 +35,8 @@ def _pair(row: dict) -> tuple[Prompt, list[Response]]:
     given = row.get(name)
     if isinstance(chosen, list) and isinstance(rejected, list):
         prompt = None if given is None else read_prompt(given, name)
-        return _message_pair(prompt, read_messages(chosen, "chosen"), read_messages(rejected, "rejected"))
+        prompt, pair = _message_pair(prompt, read_messages(chosen, "chosen"), read_messages(rejected, "rejected"))
+        return prompt, _scored(row, pair)
     chosen, rejected = read_text(chosen, "chosen"), read_text(rejected, "rejected")
     if given is None:  # the dialogue is in both texts, as in Anthropic's files: it ends where the last answer begins
         cut = min(chosen.rfind(ASSISTANT), rejected.rfind(ASSISTANT)) + len(ASSISTANT)
@@ -45,7 +48,19 @@ def _pair(row: dict) -> tuple[Prompt, list[Response]]:
         Response(read_text(chosen, "chosen"), "positive"),
         Response(read_text(rejected, "rejected"), "negative"),
     ]
-    return prompt, behind(prompt, given, responses)
+    return prompt, _scored(row, behind(prompt, given, responses))
+
+
+_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))  # as common sets name them
+
+
+def _scored(row: dict, pair: list[Response]) -> list[Response]:
+    """The positive and the negative with their scores as rewards, where the row has both."""
+    for names in _SCORES:
+        if all(row.get(name) is not None for name in names):
+            scores = [read_number(row[name], name) for name in names]
+            return [dataclasses.replace(response, reward=score) for response, score in zip(pair, scores, strict=True)]
+    return pair
 
 
 def _message_pair(prompt: Prompt | None, chosen: tuple, rejected: tuple) -> tuple[Prompt, list[Response]]:

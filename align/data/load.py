@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from align.data import sources
+from align.data import nat, sources
 from align.data.collate import padded_tokens
 from align.data.examples import Example
 from align.data.sources import Ledger
 from align.data.tokenize import (
+    ROLE_NAMES,
     PromptTooLong,
     TemplateRefuses,
     TokenizedResponse,
@@ -22,9 +24,15 @@ from align.errors import UserError, shorten
 from align.objectives import NEGATIVE, POSITIVE, SAMPLE, Objective
 
 if TYPE_CHECKING:
-    from align.recipe import Recipe, Source
+    from align.recipe import Nat, Recipe, Source, Weights
 
-_REQUIRED = {"negatives": NEGATIVE, "positives": POSITIVE}
+# need -> the roles of which each row must have one
+_REQUIRED = {
+    "negatives": [{NEGATIVE}],
+    "positives": [{POSITIVE}],
+    "responses": [{POSITIVE, NEGATIVE}],
+    "pairs": [{POSITIVE}, {NEGATIVE}],
+}
 
 
 @dataclass(frozen=True)
@@ -65,21 +73,70 @@ def load(recipe: Recipe, tokenizer, objective: Objective) -> Rows:
             kept_out += [(source.path, example) for example in aside]
             for example in aside:
                 ledger.drop("held out", example.place)
-        for example in examples:
+        for example in _labelled(examples, recipe.data.nat):
             row = _encode(example, recipe, tokenizer, objective, ledger)
             if row is not None:
                 train.append(row)
                 weights.append(source.weight)
+    train = _weigh(_same_rewards(train, ledger), recipe.weights)
     ledger.used = len(train)
     if not train:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(ledger.dropped.items()))
         raise UserError("data.sources", f"no row can be used ({reasons or 'none were read'})", _way_out(objective))
+    if recipe.retain.positives and not any(r.role == POSITIVE for row in train for r in row.responses):
+        raise UserError("retain.positives", "no row has a positive", "give rows with good answers, or retain.sources")
     _check_fit(train, recipe, objective)
     if "samples" in objective.needs:  # so that a template that cannot take the instruction is told now
         encode_prompt(tokenizer, train[0].example.prompt, recipe.sampling.instruction)
     retain, retain_weights = _retain_rows(recipe, tokenizer, ledger)
     held_out = _held_out_sets(recipe, kept_out, tokenizer, ledger)
     return Rows(train, weights, retain, retain_weights, held_out, ledger)
+
+
+def _labelled(examples: list[Example], how: Nat | None) -> Iterator[Example]:
+    """The records as they are, or under NAT's prompts."""
+    for example in examples:
+        try:
+            yield from [example] if how is None else nat.under_labels(example, how)
+        except ValueError as error:
+            fix = "give rewards in the rows, or a grade that begins lower"
+            raise UserError(example.place, f"data.nat.grades: {error}", fix) from None
+
+
+def _same_rewards(train: list[TokenizedRow], ledger: Ledger) -> list[TokenizedRow]:
+    """The rows with rewards on all responses, or on none: what an objective sees must not depend on the micro-batch."""
+    lacking = [row for row in train if any(response.reward is None for response in row.responses)]
+    if not lacking or len(lacking) == len(train):
+        return train if not lacking else [_without_rewards(row) for row in train]
+    for row in lacking:
+        ledger.drop("rewards of the run unused: a response here has none", row.example.place)
+    return [_without_rewards(row) for row in train]
+
+
+def _without_rewards(row: TokenizedRow) -> TokenizedRow:
+    return dataclasses.replace(row, responses=tuple(dataclasses.replace(r, reward=None) for r in row.responses))
+
+
+def _weigh(train: list[TokenizedRow], weights: Weights) -> list[TokenizedRow]:
+    """The rows with the recipe's weights on responses and judged steps.
+
+    Raises UserError if steps are weighed and no step of any row is judged.
+    """
+    by_role = {POSITIVE: weights.positive, NEGATIVE: weights.negative, SAMPLE: 1.0}
+    by_label = {1: {-1: weights.contradicting_steps}, -1: {1: weights.contradicting_steps}}  # role -> label -> weight
+    weighs_steps = (weights.contradicting_steps, weights.unjudged_steps) != (1.0, 1.0)
+
+    def weighed(response: TokenizedResponse) -> TokenizedResponse:
+        tokens = None
+        if weighs_steps and response.step_labels is not None:
+            table = {0: weights.unjudged_steps, **by_label.get(response.role, {})}
+            tokens = tuple(table.get(label, 1.0) for label in response.step_labels)
+        return dataclasses.replace(response, weight=response.weight * by_role[response.role], token_weights=tokens)
+
+    if weighs_steps and not any(response.step_labels for row in train for response in row.responses):
+        fix = "give rows with judged 'steps', or leave contradicting_steps and unjudged_steps out"
+        raise UserError("weights", "weighs steps, but no step of any row is judged", fix)
+    return [dataclasses.replace(row, responses=tuple(map(weighed, row.responses))) for row in train]
 
 
 def _retain_rows(recipe: Recipe, tokenizer, ledger: Ledger) -> tuple[list[TokenizedRow], list[float]]:
@@ -102,16 +159,32 @@ def _retain_rows(recipe: Recipe, tokenizer, ledger: Ledger) -> tuple[list[Tokeni
 def _encode(example: Example, recipe: Recipe, tokenizer, objective: Objective, ledger: Ledger) -> TokenizedRow | None:
     """The row in tokens, or None (and a ledger entry) if the objective cannot use it."""
     roles = objective.roles() - ({SAMPLE} if "samples" in objective.needs else set())
+    roles |= {POSITIVE} if recipe.retain.positives else set()
     row = _tokens(example, roles, recipe, tokenizer, ledger)
     if row is None:
         return None
+    row = _complete(row, objective.needs, recipe.reference.behavior is None, ledger)
     found = {response.role for response in row.responses}
-    needed = set(objective.needs) | ({"positives", "negatives"} if "pairs" in objective.needs else set())
-    for need, role in _REQUIRED.items():
-        if need in needed and role not in found:
-            ledger.drop(f"row dropped: no {need}", example.place)
-            return None
+    for need in objective.needs:
+        for wanted in _REQUIRED.get(need, ()):
+            if not found & wanted:
+                names = " or ".join(f"{ROLE_NAMES[role]}s" for role in sorted(wanted, reverse=True))
+                ledger.drop(f"row dropped: no {names}", example.place)
+                return None
     return row
+
+
+def _complete(row: TokenizedRow, needs: tuple[str, ...], rows_tell_behavior: bool, ledger: Ledger) -> TokenizedRow:
+    """The row without the responses that lack what the objective needs of each."""
+    kept = []
+    for response in row.responses:
+        if "rewards" in needs and response.reward is None:
+            ledger.drop("response dropped: no reward", row.example.place)
+        elif "behavior" in needs and rows_tell_behavior and response.behavior_logps is None:
+            ledger.drop("response dropped: no behavior_logps", row.example.place)
+        else:
+            kept.append(response)
+    return dataclasses.replace(row, responses=tuple(kept))
 
 
 def _tokens(example: Example, roles: set[int], recipe: Recipe, tokenizer, ledger: Ledger) -> TokenizedRow | None:
@@ -128,8 +201,8 @@ def _tokens(example: Example, roles: set[int], recipe: Recipe, tokenizer, ledger
 
 
 def _way_out(objective: Objective) -> str:
-    needs = [need for need in objective.needs if need in ("positives", "negatives", "pairs")]
-    return f"the objective needs {' and '.join(needs)}: give rows that have them"
+    asked = [need for need in objective.needs if need in (*_REQUIRED, "rewards", "behavior")]
+    return f"the objective needs {' and '.join(asked)}: give rows that have them"
 
 
 def _check_fit(train: list[TokenizedRow], recipe: Recipe, objective: Objective) -> None:
@@ -157,7 +230,9 @@ def _held_out_sets(recipe: Recipe, kept_out: list[tuple[str, Example]], tokenize
         groups.setdefault(shorten(path, 28), []).append(example)
     sets = []
     for title, examples in groups.items():
-        rows = [_tokens(example, {POSITIVE, NEGATIVE}, recipe, tokenizer, aside) for example in examples]
+        rows = [
+            _tokens(_as_used(example, recipe), {POSITIVE, NEGATIVE}, recipe, tokenizer, aside) for example in examples
+        ]
         for role, number, label in (("negative", NEGATIVE, "negatives"), ("positive", POSITIVE, "good answers")):
             of_role = tuple(_of_role(row, number) for row in rows if row is not None)
             of_role = tuple(row for row in of_role if row.responses)
@@ -165,6 +240,13 @@ def _held_out_sets(recipe: Recipe, kept_out: list[tuple[str, Example]], tokenize
                 sets.append(HeldOutSet(f"{title}: {label}", role, of_role))
     ledger.merge(aside, "held-out: ")
     return sets
+
+
+def _as_used(example: Example, recipe: Recipe) -> Example:
+    """A record with the prompt as it is when the trained model is used."""
+    if recipe.data.nat is None:
+        return example
+    return dataclasses.replace(example, prompt=nat.labelled(example.prompt, nat.inference_label(recipe.data.nat)))
 
 
 def _of_role(row: TokenizedRow, role: int) -> TokenizedRow:

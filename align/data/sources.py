@@ -92,7 +92,7 @@ def read(path: str, split: str, *, on_bad_rows: str, ledger: Ledger) -> list[Exa
     `on_bad_rows="skip"`. Raises UserError for an empty source.
     """
     examples, errors = [], []
-    for place, row in _rows(path, split):
+    for place, row in rows(path, split):
         ledger.read += 1
         try:
             if isinstance(row, RowError):
@@ -124,12 +124,17 @@ def split_holdout(examples: list[Example], share: float) -> tuple[list[Example],
     return train, [example for example in examples if held_out(example)]
 
 
-def _rows(path: str, split: str) -> Iterator[tuple[str, object]]:
-    """(place, row) of a source; a line that is no JSON comes as a RowError."""
+def rows(path: str, split: str, *, tables: bool = True) -> Iterator[tuple[str, object]]:
+    """(place, row) of a source; a line that is no JSON comes as a RowError.
+
+    Without `tables` raises NotImplementedError where the slow `datasets` library would have to read.
+    """
     if path.startswith(BUILTIN):
         yield from _builtin_rows(path.removeprefix(BUILTIN), split)
     elif is_local(path):
         for file in _files(path):
+            if not tables and not file.name.endswith(_JSON_LINES):
+                raise NotImplementedError(file.suffix)
             yield from _json_lines(file) if file.name.endswith(_JSON_LINES) else _loaded(str(file), split)
     else:
         yield from _loaded(path, split)
@@ -199,10 +204,11 @@ def _builtin_rows(name: str, split: str) -> Iterator[tuple[str, object]]:
     for number, row in _builtin_file(name):
         if row["split"] == split:
             with_good = name != "unwanted" or split == HELD_OUT
+            texts = [(row["good"], "positive", 1.0)] if with_good else []
+            texts += [(text, "negative", -1.0) for text in row.get("negatives", [])]
             record = {
                 "prompt": [{"role": "user", "content": row["prompt"]}],
-                "positives": [row["good"]] if with_good else [],
-                "negatives": row.get("negatives", []),
+                "responses": [{"text": text, "role": role, "reward": reward} for text, role, reward in texts],
                 "source": row["kind"],
             }
             yield f"{BUILTIN}{name}:{number}", record

@@ -7,17 +7,19 @@ is never generated and never scored. Which token that is, a probe tells: what th
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from align.data.examples import Example, Prompt
+from align.data.examples import Example, Prompt, Response
 from align.data.sources import Ledger
 from align.errors import UserError, shorten
 
 _PROBE = "Answer7391"  # occurs in no template
 
 ROLE_NUMBERS = {"positive": 1, "sample": 0, "negative": -1}
+ROLE_NAMES = {number: name for name, number in ROLE_NUMBERS.items()}
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class TokenizedResponse:
     role: int  # 1 positive, 0 sample, -1 negative
     weight: float = 1.0
     reward: float | None = None
+    step_labels: tuple[int, ...] | None = None  # of each token: 1 good, -1 bad, 0 unjudged; None: no step was judged
+    behavior_logps: tuple[float, ...] | None = None  # of each token, under the policy that wrote the response
+    token_weights: tuple[float, ...] | None = None  # of each token; None: they weigh 1
 
 
 @dataclass(frozen=True)
@@ -128,16 +133,50 @@ def encode_response(tokenizer, prompt: Prompt, prompt_ids: Sequence[int], text: 
     Raises ValueError if the template renders the prompt otherwise once an answer follows, so that the
     response's first tokens cannot be told from the prompt's last.
     """
+    rendered, first, closed = _rendered_response(tokenizer, prompt, prompt_ids, text)
+    ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    if list(ids[:first]) != list(prompt_ids)[:first]:
+        raise ValueError("the chat template renders the prompt differently before an answer")
+    return [*ids[first:], *([] if closed else [tokenizer.eos_token_id])]
+
+
+def _rendered_response(tokenizer, prompt: Prompt, prompt_ids: Sequence[int], text: str) -> tuple[str, int, bool]:
+    """(what is tokenised, how many of its tokens are the prompt's, whether it holds the end-of-turn token)."""
     if isinstance(prompt, str) and tokenizer.chat_template is None:
-        return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        return text, 0, False
     rendered = _render(tokenizer, [*_messages(tokenizer, prompt), {"role": "assistant", "content": text}])
     tail, end = _turn_end(tokenizer, str(tokenizer.chat_template))
     if not rendered.endswith(tail):
         raise ValueError("the chat template ends this answer otherwise than others")
-    ids = tokenizer(rendered.removesuffix(tail) + end, add_special_tokens=False)["input_ids"]
-    if list(ids[: len(prompt_ids)]) != list(prompt_ids):
-        raise ValueError("the chat template renders the prompt differently before an answer")
-    return [*ids[len(prompt_ids) :], *([] if end else [tokenizer.eos_token_id])]
+    return rendered.removesuffix(tail) + end, len(prompt_ids), bool(end)
+
+
+def step_labels(
+    tokenizer, prompt: Prompt, prompt_ids: Sequence[int], response: Response, count: int
+) -> tuple[int, ...] | None:
+    """The label of each of the `count` tokens of an encoded response; None if none of its steps is judged.
+
+    A token belongs to the step its first character is in (spaces in front of a word do not count); the
+    end-of-turn token and what stands behind the last step are unjudged.
+
+    Raises UserError if the tokenizer does not tell which characters a token stands for.
+    """
+    if not any(step.label for step in response.steps):
+        return None
+    if not tokenizer.is_fast:
+        fix = "use a model with a fast tokenizer, or leave 'steps' out of the rows"
+        raise UserError("data", "steps are judged, but this tokenizer does not tell where its tokens begin", fix)
+    rendered, first, _ = _rendered_response(tokenizer, prompt, prompt_ids, response.text)
+    stripped = response.text.strip()  # templates may trim an answer
+    begin = rendered.rindex(stripped) - response.text.index(stripped)
+    offsets = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][first:]
+    ends, labels = [step.end for step in response.steps], []
+    for start, end in offsets:
+        piece = rendered[start:end]
+        place = start + len(piece) - len(piece.lstrip()) - begin if piece.strip() else start - begin
+        index = bisect.bisect_right(ends, place)
+        labels.append((response.steps[index].label or 0) if 0 <= place and index < len(ends) else 0)
+    return tuple([*labels, *[0] * count][:count])
 
 
 @functools.lru_cache(maxsize=8)
@@ -178,8 +217,18 @@ def encode_row(tokenizer, example: Example, *, roles: set[int], max_length: int,
         except ValueError:
             ledger.drop("response dropped: prompt boundary unclear", example.place)
             continue
+        behavior = response.behavior_logps
+        if behavior is not None and len(behavior) != len(ids):  # another tokenizer, or another end of the turn
+            ledger.drop("behavior_logps unused: not one for each token", example.place)
+            behavior = None
         if len(ids) > room:
             ledger.drop("response truncated", example.place)
             ids = ids[:room]
-        responses.append(TokenizedResponse(tuple(ids), role, response.weight, response.reward))
+        try:
+            labels = step_labels(tokenizer, example.prompt, prompt_ids, response, len(ids))
+        except ValueError:  # the template writes the answer otherwise than it was given
+            ledger.drop("steps unused: the chat template changes the answer", example.place)
+            labels = None
+        behavior = None if behavior is None else behavior[: len(ids)]
+        responses.append(TokenizedResponse(tuple(ids), role, response.weight, response.reward, labels, behavior))
     return TokenizedRow(tuple(prompt_ids), tuple(responses), example)

@@ -13,6 +13,7 @@ from align.data.tokenize import TokenizedRow
 from align.errors import printable
 from align.evaluation.heldout import HeldOut
 from align.negatives.sampling import generate
+from align.reference import References
 from align.run import RunFolder, write_json
 
 _ANSWER_TOKENS = 64
@@ -21,8 +22,19 @@ _ANSWER_TOKENS = 64
 class BeforeAfter(TrainerCallback):
     """Writes `evaluation.json` and prints the table. Every rank takes part, the first one writes and prints."""
 
-    def __init__(self, run: RunFolder, trainer, held_out: HeldOut, tokenizer, *, every: int, num_answers: int):
+    def __init__(
+        self,
+        run: RunFolder,
+        trainer,
+        held_out: HeldOut,
+        tokenizer,
+        *,
+        references: References | None,
+        every: int,
+        num_answers: int,
+    ):
         self.run, self.trainer, self.held_out, self.tokenizer = run, trainer, held_out, tokenizer
+        self.references = references  # whom the KL is measured against; None: it is not
         self.every, self.state = every, PartialState()
         self.shown = _spread([row for one in held_out.sets if one.role == "negative" for row in one.rows], num_answers)
         self.result: dict = {}
@@ -63,7 +75,7 @@ class BeforeAfter(TrainerCallback):
             print(flush=True)
 
     def _measure(self, *, at_start: bool) -> dict:
-        return self.held_out.measure(self.trainer.model_wrapped, self.trainer.references, at_start=at_start)
+        return self.held_out.measure(self.trainer.model_wrapped, self.references, at_start=at_start)
 
     def _answers(self) -> list[str]:
         """Greedy answers of the policy to the shown prompts."""

@@ -1,7 +1,8 @@
 """Who the policy is compared with, behind one call.
 
 `adapter_off` is the policy without its LoRA matrices, `frozen` a copy of the policy at the start, anything else
-another model's path. Samples may have a reference of their own (D2O's second one).
+another model's path. Samples may have a reference of their own (D2O's second one), and one may be named as the
+policy that wrote the logged responses.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ ADAPTER_OFF, FROZEN = "adapter_off", "frozen"
 class References:
     """The reference of each response. `models` maps a name (`frozen`, a path) to its loaded, frozen model."""
 
-    def __init__(self, policy: str, samples: str | None, models: dict[str, nn.Module]):
-        self.policy, self.samples, self.models = policy, samples or policy, models
+    def __init__(
+        self, policy: str | None, samples: str | None, models: dict[str, nn.Module], *, behavior: str | None = None
+    ):
+        self.policy, self.samples, self.behavior, self.models = policy, samples or policy, behavior, models
 
     @torch.no_grad()
     def logps(self, policy: nn.Module, batch: MicroBatch) -> Tensor:
@@ -42,6 +45,11 @@ class References:
             if chosen.any():
                 logps[chosen] = scores
         return logps
+
+    @torch.no_grad()
+    def behavior_logps(self, policy: nn.Module, batch: MicroBatch) -> Tensor:
+        """(N, T) float32 log-prob of each response token under who is said to have written it, in nats."""
+        return self._score(self.behavior, policy, batch)
 
     def _score(self, who: str, policy: nn.Module, batch: MicroBatch) -> Tensor:
         with self.model(who, policy) as model:

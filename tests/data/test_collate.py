@@ -316,7 +316,7 @@ def test_retain_rows_lie_last_and_no_objective_sees_them():
     last = row([4, 5, 6], answer(31))
     batch = collate([held, first, last], PAD)
     assert batch.num_retain == 1 and batch.rows[-1] is held
-    seen, alone = batch.for_objective(), collate([first, last], PAD)
+    seen, alone = batch.for_objective({1, 0, -1}), collate([first, last], PAD)
     for name in ("role", "pairs", "prompt", "targets", "weight"):
         assert getattr(seen, name).tolist() == getattr(alone, name).tolist(), name
     assert len(seen.positions) == len(alone.positions) == 4

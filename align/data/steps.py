@@ -1,0 +1,76 @@
+"""Which micro-batches make up each optimiser step on this rank: the training data set, one item a step."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch.utils.data import Dataset
+
+from align.data.collate import MicroBatch, collate, share_out
+from align.data.stream import StepPlan
+from align.data.tokenize import TokenizedRow
+
+if TYPE_CHECKING:
+    from align.negatives.sampling import Sampler
+
+
+class StepShare(NamedTuple):  # transformers looks whether "labels" is in it, so it must be iterable
+    """What a rank forwards in one optimiser step; every rank has the same number of micro-batches of each kind."""
+
+    number: int  # of the step, from 0
+    batches: list[MicroBatch]
+    mismatched: list[MicroBatch]  # responses behind the prompt of another row: for KTO's KL, not learned from
+
+
+class Steps(Dataset):
+    """Item s: this rank's share of optimiser step s."""
+
+    def __init__(
+        self,
+        rows: list[TokenizedRow],
+        plan: StepPlan,
+        sampler: Sampler | None,
+        *,
+        retain: tuple[list[TokenizedRow], StepPlan] | None,
+        wants_mismatched: bool,
+        rank: int,
+        world: int,
+        max_length: int,
+        tokens_per_device: int,
+        pad_id: int,
+    ):
+        self.rows, self.plan, self.sampler, self.retain = rows, plan, sampler, retain
+        self.wants_mismatched, self.max_length = wants_mismatched, max_length
+        self.rank, self.world, self.tokens_per_device, self.pad_id = rank, world, tokens_per_device, pad_id
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, step: int) -> StepShare:
+        found = (self.sampler.row(i) if self.sampler else self.rows[i] for i in self.plan.rows(step))
+        rows: list[TokenizedRow] = [row for row in found if row is not None]
+        mismatched = self._collated(mismatch(rows, self.max_length)) if self.wants_mismatched else []
+        if self.retain is not None:
+            retain_rows, retain_plan = self.retain
+            rows += [retain_rows[index] for index in retain_plan.rows(step)]
+        return StepShare(step, self._collated(rows), mismatched)
+
+    def _collated(self, rows: list[TokenizedRow]) -> list[MicroBatch]:
+        shares = share_out(rows, world=self.world, tokens_per_device=self.tokens_per_device)
+        return [collate(group, self.pad_id) for group in shares[self.rank]]
+
+
+def mismatch(rows: list[TokenizedRow], max_length: int) -> list[TokenizedRow]:
+    """The responses of each row behind the next other prompt of the step, cut to `max_length`; [] for one prompt."""
+    found = []
+    for index, row in enumerate(rows):
+        others = (other for other in rows[index + 1 :] + rows[:index] if other.prompt_ids != row.prompt_ids)
+        prompt_ids = next((other.prompt_ids for other in others), None)
+        if prompt_ids is None:
+            continue
+        room = max_length - len(prompt_ids)
+        cut = [dataclasses.replace(response, ids=response.ids[:room]) for response in row.responses]
+        bare = tuple(dataclasses.replace(r, step_labels=None, behavior_logps=None, token_weights=None) for r in cut)
+        found.append(TokenizedRow(prompt_ids, bare, row.example))
+    return found
