@@ -67,6 +67,9 @@ class WholeStep:
     first: dict[str, int] = field(default_factory=dict)  # name -> where the values of this micro-batch begin
     memory: dict[str, float] = field(default_factory=dict)  # what `Objective.remember` returned, this step included
 
+    def to(self, device: torch.device) -> WholeStep:
+        return dataclasses.replace(self, values={name: values.to(device) for name, values in self.values.items()})
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -162,6 +165,11 @@ class Objective:
     @property
     def extras(self) -> tuple[str, ...]:
         """What of EXTRAS must be in `Batch.extras`, under the options that are set."""
+        return ()
+
+    @property
+    def ema_decays(self) -> tuple[float, ...]:
+        """The decays of the M running means of the policy that the need "ema" asks for."""
         return ()
 
     @property
