@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = [sys.executable, "align/train.py"]
@@ -62,3 +64,34 @@ def metrics(run_folder: Path) -> list[dict]:
 
 def losses(run_folder: Path) -> list[float]:
     return [line["loss"] for line in metrics(run_folder)]
+
+
+def trained(recipe: Path, output: Path, command: list[str], *overrides: str) -> Path:
+    """The run folder of a recipe that was run to its end."""
+    train(command, recipe, f"output={output}", *overrides)
+    return output
+
+
+def assert_same_course(run: Path, other: Path, tolerance: float = 1e-5) -> None:
+    """Every loss, metric and gradient norm of two runs, step by step."""
+    ours, theirs = metrics(run), metrics(other)
+    assert len(ours) == len(theirs) > 3
+    moved = abs(ours[0]["logps/negative"] - ours[-1]["logps/negative"])
+    assert moved > 0.05, "the runs must have learned something for their agreement to mean anything"
+    for mine, other_line in zip(ours, theirs, strict=True):
+        assert mine.keys() == other_line.keys(), mine["step"]
+        for key in mine.keys() - {"grad_norm", "tokens_per_second"}:
+            assert mine[key] == pytest.approx(other_line[key], abs=tolerance), (mine["step"], key)
+        assert mine["grad_norm"] == pytest.approx(other_line["grad_norm"], rel=1e-3), mine["step"]
+
+
+def kill_after_step(process, run: Path, step: int) -> None:
+    """Kills all processes of a run when its metrics reach a step, with time for a checkpoint before it."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        file = run / "metrics.jsonl"
+        if file.exists() and file.read_bytes().count(b"\n") >= step and any((run / "checkpoints").glob("step-*")):
+            return kill(process)
+        time.sleep(0.02)
+    raise AssertionError("the run never came so far")

@@ -9,12 +9,22 @@ from __future__ import annotations
 import json
 import math
 import random
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.commands import TRAIN, TWO_RANKS, deepspeed, kill, losses, metrics, start, train
+from tests.commands import (
+    TRAIN,
+    TWO_RANKS,
+    assert_same_course,
+    deepspeed,
+    kill_after_step,
+    losses,
+    metrics,
+    start,
+    train,
+    trained,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -52,24 +62,6 @@ def test_the_first_loss_is_known(one_process):
     first = metrics(one_process)[0]
     assert first["loss"] == pytest.approx(math.log(2) + 0.5 * first["retain/nll"], abs=1e-6)
     assert first["log_ratio/negative"] == pytest.approx(0, abs=1e-6)
-
-
-def trained(recipe: Path, output: Path, command: list[str], *overrides: str) -> Path:
-    train(command, recipe, f"output={output}", *overrides)
-    return output
-
-
-def assert_same_course(run: Path, other: Path, tolerance: float = 1e-5) -> None:
-    """Every loss, log-prob and gradient norm of two runs, step by step."""
-    ours, theirs = metrics(run), metrics(other)
-    assert len(ours) == len(theirs) == STEPS
-    moved = abs(ours[0]["logps/negative"] - ours[-1]["logps/negative"])
-    assert moved > 0.05, "the runs must have learned something for their agreement to mean anything"
-    for mine, other_line in zip(ours, theirs, strict=True):
-        for key in ("loss", "logps/negative", "logps/sample", "log_ratio/negative", "retain/nll"):
-            assert mine[key] == pytest.approx(other_line[key], abs=tolerance), (mine["step"], key)
-        assert mine["grad_norm"] == pytest.approx(other_line["grad_norm"], rel=1e-3), mine["step"]
-        assert mine["tokens"] == other_line["tokens"], mine["step"]
 
 
 def test_accumulation_does_not_matter(recipe, one_process, tmp_path):
@@ -151,15 +143,3 @@ def test_killed_and_resumed_is_bit_equal(command, recipe, tmp_path):
     assert losses(killed) == losses(whole)  # to the last bit
     drawn = sorted((killed / "samples").glob("round-0.*"))
     assert sum(len(file.read_text().splitlines()) for file in drawn) == 16  # drawn once: two steps of eight prompts
-
-
-def kill_after_step(process, run: Path, step: int) -> None:
-    """Kills all processes of a run when its metrics reach a step, with time for a checkpoint before it."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        file = run / "metrics.jsonl"
-        if file.exists() and file.read_bytes().count(b"\n") >= step and any((run / "checkpoints").glob("step-*")):
-            return kill(process)
-        time.sleep(0.02)
-    raise AssertionError("the run never came so far")

@@ -24,7 +24,8 @@ COUNTS = ((2, 1, 3), (1, 3, 1), (3, 2, 2))
 LONGEST = 13  # tokens
 LOGPS = ("logps", "ref_logps", "behavior_logps", "ema_logps")
 PER_TOKEN = ("mask", "step_label", "token_weight", *LOGPS)  # (..., N, T) each
-PULLS_OTHERWISE = {("apo_down", POSITIVE)}  # (name, role) that a method moves against the role, by design
+# (name, role) that a method moves the other way near the reference, by design: see their docstrings
+PULLS_OTHERWISE = {("apo_down", POSITIVE), ("discopop", POSITIVE), ("discopop", NEGATIVE)}
 
 each_objective = pytest.mark.parametrize("name", NAMES)
 
@@ -241,7 +242,8 @@ def test_extremes_are_finite(case, only, objective, batch):
     extreme = dataclasses.replace(batch, logps=torch.where(here, policy, reference) * batch.mask)
     for name in LOGPS[1:]:
         if getattr(batch, name) is not None:
-            extreme = dataclasses.replace(extreme, **{name: torch.where(here, reference, policy) * batch.mask})
+            values = (torch.where(here, reference, policy) * batch.mask).expand(getattr(batch, name).shape)
+            extreme = dataclasses.replace(extreme, **{name: values})
     assert objective(extreme).losses.isfinite().all()
     assert gradient(objective, extreme).isfinite().all()
 

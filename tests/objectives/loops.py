@@ -1,0 +1,102 @@
+"""What the tests of objectives share: uneven batches, and losses and gradients by plain loops."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from align.objectives import NEGATIVE, POSITIVE, Batch, Objective, join_step
+from tests import tiny
+
+
+def gradient(losses: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(N, T) the gradient of the sum of the losses."""
+    return torch.autograd.grad(losses.sum(), batch.logps, retain_graph=True)[0]
+
+
+def uneven_pairs(seed: int = 7, spread: float = 1.0) -> Batch:
+    """Prompts with 1, 6 and 3 pairs in no particular order, responses of 1 to 6 tokens."""
+    draw = random.Random(seed)
+    prompts = []
+    for positives, negatives in ((1, 1), (2, 3), (3, 1)):
+        roles = [POSITIVE] * positives + [NEGATIVE] * negatives
+        draw.shuffle(roles)
+        prompts.append([(role, [draw.gauss(0, spread) for _ in range(draw.randint(1, 6))]) for role in roles])
+    batch = tiny.batch(*prompts, seed=seed)
+    assert len(batch.pairs) == 1 + 6 + 3
+    return batch
+
+
+def log_ratios(batch: Batch) -> list[float]:
+    """The sum of the log-ratios of each response's tokens."""
+    rows = zip(batch.logps.tolist(), batch.ref_logps.tolist(), batch.mask.tolist(), strict=True)
+    return [sum(p - r for p, r, real in zip(*row, strict=True) if real) for row in rows]
+
+
+PairFormula = Callable[[float, float], tuple[float, float, float]]
+
+
+def by_pairs(batch: Batch, formula: PairFormula, per_token: bool = False) -> tuple[list[float], list[list[float]]]:
+    """Losses by pair and the gradient of their sum.
+
+    `formula` makes of the two log-ratios of a pair (their means over the tokens under `per_token`) its loss and the
+    loss's slopes along the two.
+    """
+    ratios, mask = log_ratios(batch), batch.mask.tolist()
+    length = [sum(row) if per_token else 1 for row in mask]
+    losses, grads = [], [[0.0] * len(row) for row in mask]
+    for good, bad in batch.pairs.tolist():
+        loss, *slopes = formula(ratios[good] / length[good], ratios[bad] / length[bad])
+        losses.append(loss)
+        for n, slope in zip((good, bad), slopes, strict=True):
+            grads[n] = [before + slope / length[n] * real for before, real in zip(grads[n], mask[n], strict=True)]
+    return losses, grads
+
+
+def assert_loop(objective: Objective, formula: PairFormula, per_token: bool = False, spread: float = 1.0) -> None:
+    """The objective on uneven pairs gives the losses and gradients of `by_pairs`."""
+    batch = uneven_pairs(spread=spread)
+    losses = objective(batch).losses
+    expected, grads = by_pairs(batch, formula, per_token)
+    assert losses.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    for found, wanted in zip(gradient(losses, batch).tolist(), grads, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
+def bare(batch: Batch, shift: float = 0.0) -> Batch:
+    """The batch for objectives without a reference: its log-ratios, plus `shift` a token, become the log-probs."""
+    logps = (batch.logps - batch.ref_logps + shift * batch.mask).detach().requires_grad_()
+    return dataclasses.replace(batch, logps=logps, ref_logps=torch.zeros_like(logps))
+
+
+def assert_bare_loop(objective: Objective, formula: PairFormula, per_token: bool = False) -> None:
+    """The objective on uneven pairs gives the losses and gradients of `by_pairs` on log-probs instead of log-ratios."""
+    batch = bare(uneven_pairs(), shift=-3.0)
+    losses = objective(dataclasses.replace(batch, ref_logps=None)).losses
+    expected, grads = by_pairs(batch, formula, per_token)
+    assert losses.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    for found, wanted in zip(gradient(losses, batch).tolist(), grads, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
+def sigmoid(z: float) -> float:
+    return 1 / (1 + math.exp(-z))
+
+
+def in_two_parts(objective: Objective, batch: Batch, cut: int) -> list[Batch]:
+    """The prompts before `cut` and the others, as two micro-batches of a step, the way the trainer couples them."""
+    parts = []
+    for chosen in (batch.prompt < cut, batch.prompt >= cut):
+        rows = chosen.nonzero()[:, 0].tolist()
+        pairs = [[rows.index(n) for n in pair] for pair in batch.pairs.tolist() if pair[0] in rows]
+        given = ("logps", "mask", "role", "prompt", "ref_logps", "reward", "weight")
+        fields = {name: getattr(batch, name)[chosen] for name in given if getattr(batch, name) is not None}
+        copies = None if batch.ema_logps is None else batch.ema_logps[:, chosen]
+        parts.append(Batch(**fields, pairs=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), ema_logps=copies))
+    steps, _ = join_step(objective, [objective.collect(part) for part in parts], {})
+    return [dataclasses.replace(part, step=step) for part, step in zip(parts, steps, strict=True)]

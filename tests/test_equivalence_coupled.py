@@ -1,0 +1,70 @@
+"""Objectives whose losses depend on the whole step: the same for any micro-batch size and on one rank or two.
+
+Through the real command line; KTO's KL, BCO's shift, AOT's order, Dr. DPO's softmax, Adaptive-DPO's norms and running
+means, TRL's likelihood term in CPO. What they carry from step to step survives a SIGKILL.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.commands import TRAIN, TWO_RANKS, assert_same_course, kill_after_step, losses, start, train, trained
+
+pytestmark = pytest.mark.slow
+
+RECIPE = """
+name: coupled
+model:     {{path: {model}, adapter: {{rank: 4}}}}
+data:      {{sources: [{data}], max_length: 128}}
+weights:   {{negative: 0.7}}
+train:     {{learning_rate: 1.0e-2, max_steps: 6, prompts_per_step: 8, tokens_per_device: 100000, seed: 3}}
+eval:      {{holdout: 0, generate: 0, sources: []}}
+output:    unset
+objective: {objective}
+"""
+OBJECTIVES = {
+    "kto": "{name: kto, beta: 0.5, negative_weight: 1.5}",
+    "bco": "{name: bco, beta: 0.5}",
+    "aot": "{name: aot, beta: 0.5}",
+    "aot-unpaired": "{name: aot, beta: 0.5, unpaired: true}",
+    "dr_dpo": "{name: dr_dpo, beta: 0.5, beta_prime: 0.3}",
+    "adaptive_dpo": "{name: adaptive_dpo, beta: 0.5}",
+    "cpo-trl": "{name: cpo, nll: trl}",
+}
+
+
+@pytest.fixture(scope="module", params=OBJECTIVES)
+def recipe(request, tiny_model, uneven_rows, tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("recipe") / "coupled.yaml"
+    file.write_text(RECIPE.format(model=tiny_model, data=uneven_rows, objective=OBJECTIVES[request.param]))
+    return file
+
+
+@pytest.fixture(scope="module")
+def one_process(recipe, tmp_path_factory) -> Path:
+    """One process, one micro-batch a step."""
+    return trained(recipe, tmp_path_factory.mktemp("runs") / "one", TRAIN)
+
+
+def test_micro_batches_do_not_matter(recipe, one_process, tmp_path):
+    assert_same_course(trained(recipe, tmp_path / "run", TRAIN, "train.tokens_per_device=800"), one_process)
+
+
+def test_two_ranks_with_micro_batches_equal_one(recipe, one_process, tmp_path):
+    assert_same_course(trained(recipe, tmp_path / "run", TWO_RANKS, "train.tokens_per_device=800"), one_process)
+
+
+@pytest.mark.parametrize("name", ["bco", "adaptive_dpo"])
+def test_what_is_carried_survives_a_kill(name, tiny_model, uneven_rows, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE.format(model=tiny_model, data=uneven_rows, objective=OBJECTIVES[name]))
+    longer = ("train.max_steps=24", "train.save_every=2")
+    whole = trained(file, tmp_path / "whole", TRAIN, *longer)
+    killed = tmp_path / "killed"
+    process = start(TRAIN, file, f"output={killed}", *longer)
+    kill_after_step(process, killed, random.randint(3, 15))
+    train(TRAIN, file, f"output={killed}", *longer, "train.resume=true")
+    assert losses(killed) == losses(whole)  # to the last bit
