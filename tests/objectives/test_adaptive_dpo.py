@@ -105,3 +105,18 @@ def test_starts_as_dpo():
 
 def test_the_running_means_are_those_of_the_released_code():
     assert AdaptiveDPO().ema_decays == (0.9999, 0.5)
+
+
+def test_a_mean_that_has_not_left_the_start_has_no_say():
+    """Its logits are rounding: it decides nothing alone, and among others it is as if it were not there."""
+    batch = uneven_pairs()
+    at_start = (batch.ref_logps - batch.logps.detach()) * batch.mask
+    away = 0.5 * at_start.roll(1, -1) * batch.mask
+    silent = with_copies(batch, at_start, at_start)
+    alone = with_copies(batch, away)
+    joined = with_copies(batch, at_start, away)
+    assert AdaptiveDPO()(silent).metrics["uncertainty"].tolist() == [0.0] * len(batch.pairs)
+    assert AdaptiveDPO()(alone).metrics["uncertainty"].max() > 0.01
+    torch.testing.assert_close(AdaptiveDPO()(joined).losses, AdaptiveDPO()(alone).losses)
+    code = AdaptiveDPO(smallest_norm=0)(joined).losses
+    assert (code - AdaptiveDPO()(alone).losses).abs().max() > 1e-3
