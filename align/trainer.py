@@ -93,14 +93,14 @@ class AlignTrainer(Trainer):
         totals = _Totals()
         batches = [batch.to(self.args.device) for batch in inputs.batches]
         units = self._units(batches)
-        others, steps = self._look_ahead(model, inputs, batches)
+        others, steps, scored = self._look_ahead(model, inputs, batches)
         for index, batch in enumerate(batches):
             is_last = index == len(batches) - 1
             self.accelerator.sync_gradients = is_last
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     known = others[index] if others else self.scorer.others(model, batch)
-                    logps, extras = self.scorer.policy(model, batch, inputs.number)
+                    logps, extras = scored or self.scorer.policy(model, batch, inputs.number)
                     view = self.scorer.view(batch, logps, extras, known, steps[index] if steps else None)
                     loss = self._loss(batch, logps, view, units, totals)
                 if is_last:  # before its backward pass: under DeepSpeed that one takes the optimiser step
@@ -113,23 +113,25 @@ class AlignTrainer(Trainer):
         self.step_metrics |= {name: value / totals.counts[name] for name, value in totals.sums.items()}
         return torch.tensor(loss, device=self.args.device)
 
-    @torch.no_grad()
-    def _look_ahead(self, model, share: StepShare, batches: list[MicroBatch]) -> tuple[list, list[WholeStep]]:
-        """What couples the micro-batches of a step, from a first pass over all of them without gradient.
+    def _look_ahead(self, model, share: StepShare, batches: list[MicroBatch]) -> tuple[list, list[WholeStep], tuple]:
+        """What couples the micro-batches of a step, from a first pass over all of them.
 
-        Returns (others' log-probs of each micro-batch, its WholeStep); nothing, and costs nothing, for objectives
-        that are not coupled.
+        Returns (others' log-probs of each micro-batch, its WholeStep, what the policy's pass gave); nothing, and it
+        costs nothing, for objectives that are not coupled. The policy's pass is without gradient, and thrown away,
+        unless there is a single micro-batch: then it is the one that is learned from.
         """
         if not self.objective.coupled and not share.mismatched:
-            return [], []
+            return [], [], ()
+        is_single, scored = len(batches) == 1, ()
         others, parts = [], []
         for batch in batches:
             others.append(self.scorer.others(model, batch))
+            parts.append({})
             if self.objective.coupled:
-                view = self.scorer.view(batch, *self.scorer.policy(model, batch, share.number), others[-1])
-                parts.append({} if view is None else self.objective.collect(view))
-            else:
-                parts.append({})
+                with torch.set_grad_enabled(is_single), self.compute_loss_context_manager():
+                    scored = self.scorer.policy(model, batch, share.number)
+                view = self.scorer.view(batch, *scored, others[-1])
+                parts[-1] = {} if view is None else self.objective.collect(view)
         ratios = [self.scorer.mismatched_log_ratios(model, batch.to(self.args.device)) for batch in share.mismatched]
         if ratios:
             parts[0] = parts[0] | {"mismatched": torch.cat(ratios)}
@@ -137,7 +139,8 @@ class AlignTrainer(Trainer):
         everyone = [part for rank in gather_object([own]) for part in rank]
         steps, self.memory = join_step(self.objective, everyone, self.memory)
         first = self.accelerator.process_index * len(own)
-        return others, [step.to(self.args.device) for step in steps[first : first + len(own)]]
+        own_steps = [step.to(self.args.device) for step in steps[first : first + len(own)]]
+        return others, own_steps, scored if is_single else ()
 
     def _units(self, batches: list[MicroBatch]) -> tuple[int, int]:
         """(units of the objective, tokens of the retain term) of the whole step, over all ranks; at least 1 each."""
