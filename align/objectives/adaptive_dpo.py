@@ -16,6 +16,9 @@ is not times beta (`scale_mean: false`): it runs at beta 1000 on tiny l, in text
 their own norm they made losses differ by 1e-4 with the cut of the step. It has no say until they are larger; with fewer
 than two models that have, u is 0, as in the code's two steps of warm-up. 0 is the code.
 u^2 / beta is large for small beta: an uncertain pair then loses most of its pull, beyond W.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.15 nat a token,
+KL is at most 0.17.
 """
 
 import dataclasses

@@ -9,6 +9,9 @@ the probabilities themselves. A positive alpha pulls hardest where p is small: i
 Ours: beyond p^-alpha = e^20 the reward goes on as its tangent, else one impossible token overflows. The formula is that
 of TRL's CPOTrainer with loss_type alphapo; the paper's equation numbers and its beta and gamma were not read, so our
 defaults are SimPO's. A prompt with several positives and negatives gives all their pairs.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.08 nat a token,
+KL is at most 0.09.
 """
 
 from dataclasses import dataclass

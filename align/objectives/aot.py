@@ -22,6 +22,9 @@ choices of l (hinge, least squares) and its soft sorting are left out, as in TRL
 the paper has it is not verified. Example weights multiply the losses, the sorting knows nothing of them. A response
 in several pairs counts once in each; among equals the other value of a pair decides, not the order of the rows.
 `wpo` has no meaning here: its weights belong to pairs, which sorting takes apart.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.08 nat a token,
+KL is at most 0.08.
 """
 
 from dataclasses import dataclass

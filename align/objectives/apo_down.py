@@ -9,6 +9,9 @@ further down. At the reference itself the two pulls on the positive cancel; as t
 
 The constant 1 is TRL's: it keeps the loss above 0 and has no gradient. Otherwise TRL 1.16 has the same formula.
 Use it where even the positives are worse than what the model writes; where they are better, `apo_zero`.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 1.4 nat a token,
+KL is at most 1.3.
 """
 
 from dataclasses import dataclass

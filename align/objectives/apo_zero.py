@@ -9,6 +9,9 @@ the reference and not against the other, and each slope fades as its response le
 
 The constant 1 is TRL's: it keeps the loss above 0 and has no gradient. Otherwise TRL 1.16 has the same formula.
 Use it where the positives are better than what the model writes; where they are worse, `apo_down`.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.08 nat a token,
+KL is at most 0.08.
 """
 
 from dataclasses import dataclass

@@ -12,6 +12,9 @@ The paper subtracts a shift delta, the running mean of all rewards, from r (-log
 -log sigmoid(-(r_l - delta))), and may weigh the negatives by a density ratio. Both are left out here as TRL leaves
 them out, so this is not the paper's method in full. Without the shift every positive rises until its own reward is
 high, however low the negative's already is.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.08 nat a token,
+KL is at most 0.08.
 """
 
 from dataclasses import dataclass

@@ -9,6 +9,9 @@ cannot fall below log(1 - lambda): once the negative is unlikely, only a likelie
 As the sums of long answers fall by many nats at once, the push on the negative ends early, after a few nats.
 Published: lambda 0.5 (the first author's own text; beta was not verified). The logged margin is what is in the sigmoid.
 A prompt with several positives and negatives gives all their pairs.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.02 nat a token,
+KL is at most 0.04.
 """
 
 import math

@@ -9,6 +9,9 @@ half an inverse beta, up and down. This is the authors' released code, which has
 Published: beta 0.001 (their script), targets of 500 nats either way. A positive of -60 nats can gain 60 at most, so for
 short responses choose a beta whose target, 1 / (2 beta) nats, can be reached. A prompt with several positives and
 negatives gives all their pairs.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.09 nat a token,
+KL is at most 0.09.
 """
 
 from dataclasses import dataclass

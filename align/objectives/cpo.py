@@ -8,6 +8,9 @@ with sequence sums, in NLL too. e = 0 is the paper; e, the label smoothing, is T
 positives and negatives gives all their pairs, and NLL counts once a pair.
 `nll: trl` is TRL's CPOTrainer: NLL is the mean over all positive tokens of the batch, here of the whole step. For
 responses of 100 tokens that is a hundredth of the paper's, so alpha means something else.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.02 nat a token,
+KL is at most 0.06.
 """
 
 from dataclasses import dataclass

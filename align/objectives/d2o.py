@@ -11,6 +11,9 @@ Ours: several negatives of a prompt enter as the mean of their log-ratios, as th
 one unit. The paper's two references (one under the samples, one under the negatives) are a matter of
 `ref_logps`: the recipe's `reference.samples` names the second one. The paper's equation was read in
 third-party notes that agree with each other, not in an official implementation (none was found).
+
+Bound: in tests/test_divergence.py, 30 steps on negatives alone, good answers lose at most 2.3 nat a token,
+KL is at most 2.5.
 """
 
 from dataclasses import dataclass

@@ -11,6 +11,9 @@ D = -2.37 tau / beta nats, unless other pairs carry it over. From tau 0.11 on th
 
 TRL 1.16 has the same formula. Its documentation names beta 0.05 and tau 0.05 as the paper's, our defaults. tau ends
 at 1 here: beyond it m does not fall as fast as exp(-z) grows, and a pair that is told apart wrongly would explode.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.07 nat a token,
+KL is at most 0.05.
 """
 
 from dataclasses import dataclass

@@ -21,6 +21,9 @@ gradient; TRL bounds them so for the alpha-divergence, not for the forward KL, w
 
 `length_normalize` divides each score by the number of tokens of its response: TRL's `sigmoid_norm`, from no paper
 of its own that we know of.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.07 nat a token,
+KL is at most 0.07.
 """
 
 import math

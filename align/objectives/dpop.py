@@ -8,6 +8,9 @@ with sequence sums and h the log-ratio to the reference: a positive that has bec
 lambda times as much as a margin earns. lambda = 0 is DPO. Made for pairs that differ in few tokens, where DPO may
 lower both. Published (in notes on the paper; no code was found): beta 0.3, lambda 50, with 5 to 500 alike.
 A prompt with several positives and negatives gives all their pairs. The logged margin leaves the penalty out.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.02 nat a token,
+KL is at most 0.03.
 """
 
 import dataclasses

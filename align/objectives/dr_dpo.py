@@ -10,6 +10,9 @@ the mean, DPO. The code takes the softmax in a micro-batch; here it is over the 
 Each of the P losses has the value L and the gradient P * w_i * dl_i, so their mean is exact in both. Example weights
 of pairs come afterwards: they scale what a pair pulls (P * w_i * dl_i) and its share in the logged mean of L, but have
 no say in the softmax. A prompt with several positives and negatives gives all their pairs.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.09 nat a token,
+KL is at most 0.09.
 """
 
 import dataclasses

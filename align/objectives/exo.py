@@ -11,6 +11,9 @@ responses to the labels', (1 - e, e). DPO with label smoothing e is the forward 
 Least at beta * D = log((1 - e) / e), 6.9 for the default. The slope carries the factor q_w * q_l, so a pair that the
 policy gets very wrong is let go, unlike with DPO. TRL 1.16 has the same formula and wants e to be set; 1e-3 is,
 by its documentation, what the paper recommends. Left out: more than two responses at once.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.08 nat a token,
+KL is at most 0.09.
 """
 
 import math

@@ -11,6 +11,9 @@ TRL 1.16 has the same formula and names SLiC-HF (https://arxiv.org/abs/2305.1042
 reference: its loss is max(0, delta - log pi(y_w) + log pi(y_l)), with a term - lambda log pi(y) on answers of the
 fine-tuning data. Both are left out, as TRL does; the recipe's `retain` section can take the place of the second.
 Left out too: the rejection sampling that gives RSO its pairs, which is a matter of data.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.09 nat a token,
+KL is at most 0.10.
 """
 
 from dataclasses import dataclass

@@ -12,6 +12,9 @@ the best response is a target); 1 is ours. A comment there says that the paper's
 left out: 0.01 added to the first reward, against ties.
 
 A prompt is one unit. Its example weight is the mean of its responses'; within the group, weights have no say.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.06 nat a token,
+KL is at most 0.06.
 """
 
 from dataclasses import dataclass

@@ -10,6 +10,9 @@ with sequence sums, h the log-ratio to the reference, and the paper's tau called
 TRL 1.16 takes the mean of the log-ratio over the tokens of each response, not the sum, and says in a comment that the
 authors confirmed it for the paper's results; the paper's text does not have it. `length_normalize` does so.
 Left out: preferences sampled from more than one label of a pair; each pair counts as certain.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.04 nat a token,
+KL is at most 0.04.
 """
 
 from dataclasses import dataclass

@@ -8,6 +8,9 @@ with z = beta * (h(y_w) - h(y_l)), sequence sums, h the log-ratio to the referen
 gap in reward asks for a small margin. The loss is least at z = gamma * (r(y_w) - r(y_l)); a gap below 0 turns the pair.
 gamma -> infinity is DPO. Published (the authors' code): gamma 2.2 for scores of theirs (0.3 and 1.1 elsewhere), beta
 0.01; gamma is per unit of your rewards. A prompt with several positives and negatives gives all their pairs.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.09 nat a token,
+KL is at most 0.09.
 """
 
 from dataclasses import dataclass

@@ -10,6 +10,9 @@ pushed down without end, ever more weakly.
 
 TRL 1.16 has the same formula (`nca_pair`). Left out: several responses with explicit rewards, of which this is the
 case of two and a hard preference; InfoNCA (`infonca`), whose case of two is DPO.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.07 nat a token,
+KL is at most 0.07.
 """
 
 from dataclasses import dataclass

@@ -9,6 +9,9 @@ A prompt with several positives and negatives gives all their pairs, and NLL cou
 `nll: trl` weighs all positive tokens of the step alike, as TRL's ORPOTrainer does in a batch. TRL also counts the
 tokens of the prompt there, which an objective never sees: only with prompts of one token do the two agree.
 Ours: a mean log-prob above -1e-6 counts as -1e-6, where the odds would be infinite.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.02 nat a token,
+KL is at most 0.06.
 """
 
 from dataclasses import dataclass

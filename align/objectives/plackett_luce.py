@@ -9,6 +9,9 @@ are DPO. Ours: ties do not compete. Without rewards the roles rank, so each posi
 negatives, and the negatives with nobody. L is a sum over ranks: a longer ranking weighs more, as in the paper.
 
 A prompt is one unit. Its example weight is the mean of its responses'; within the ranking, weights have no say.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.07 nat a token,
+KL is at most 0.07.
 """
 
 from dataclasses import dataclass

@@ -13,6 +13,9 @@ code can multiply the term by that factor (off in its recipe), but lets the grad
 of 1 + gamma * m(y_l) and RAISES negatives with m(y_l) < -1/gamma. The factor belongs on the gradient alone; the loss
 of which that is the derivative is alpha * (exp(gamma * m(y_l)) - 1) / gamma, bounded below, and it is what we return.
 A prompt with several positives and negatives gives all their pairs.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.03 nat a token,
+KL is at most 0.06.
 """
 
 from dataclasses import dataclass

@@ -10,6 +10,9 @@ at a finite margin. e = 0 is DPO.
 
 It is unbounded below: pairs that are told apart go on being pushed, with a slope that ends at beta * e / (1 - 2e),
 so stop early. TRL 1.16 has the same formula, with e = 0 as its default.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.07 nat a token,
+KL is at most 0.08.
 """
 
 from dataclasses import dataclass

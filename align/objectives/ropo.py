@@ -11,6 +11,9 @@ flipped ones are. This needs a >= 1 (a = 1: the maximum is at u = 1).
 Confirmed are the factor of the first term and the role of a; that of the second is derived from the maximum of 1, the
 paper was not read. Published values of a are not verified, 6 is ours. Left out: the paper's rounds of filtering the
 pairs with the highest losses and sampling new answers. A prompt with several positives and negatives gives all pairs.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.09 nat a token,
+KL is at most 0.09.
 """
 
 from dataclasses import dataclass

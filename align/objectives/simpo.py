@@ -8,6 +8,9 @@ with m the mean log-prob a token. e = 0 is the paper; e, the label smoothing, is
 loss_type simpo and cpo_alpha 0, where simpo_gamma is this gamma). A prompt with several positives and negatives gives
 all their pairs. Published: beta 2 to 10, gamma / beta 0.3 to 0.8. Nothing holds the policy but a small learning rate
 (3e-7 to 1e-6 on full weights; at 1e-6 GSM8K fell). The logged margin leaves gamma out, so accuracy compares the means.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.10 nat a token,
+KL is at most 0.11.
 """
 
 from dataclasses import dataclass

@@ -12,6 +12,9 @@ The paper estimates soft probabilities by a preference model from several sample
 targets are (P - 1/2) / beta. The hard version is TRL 1.16's `sppo_hard`, and is what stands here. Its rounds (train,
 sample, train with the result as the reference) are left out: run the recipe again on the model that came out.
 The authors' released code takes half of this sum and runs with beta 0.001; TRL takes the sum and 0.1.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.09 nat a token,
+KL is at most 0.09.
 """
 
 from dataclasses import dataclass
