@@ -88,7 +88,7 @@ class Weights:
     negative: float = option(1.0, ge=0, doc="Weight of negatives, times the weight they have in the rows.")
     contradicting_steps: float = option(
         1.0,
-        ge=-1,
+        ge=0,
         le=1,
         doc="Weight of tokens in steps judged against their response: good in negatives, bad in positives.",
     )

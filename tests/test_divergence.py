@@ -33,7 +33,7 @@ name: divergence
 model:     {{path: {model}, adapter: {{rank: 8}}}}
 data:      {{sources: [{{path: builtin:{rows}}}], max_length: 192}}
 objective: {{name: {name}}}
-train:     {{learning_rate: 1.0e-3, max_steps: 30, prompts_per_step: 8, tokens_per_device: 16384}}
+train:     {{learning_rate: 2.0e-3, max_steps: 30, prompts_per_step: 8, tokens_per_device: 16384}}
 eval:      {{sources: [{{path: builtin:pairs, split: heldout}}], generate: 0}}
 output:    {output}
 """

@@ -6,7 +6,8 @@ https://arxiv.org/abs/2506.20520. For each logged roll-out y of reward r
 
 with sequence sums, V the mean reward of the prompt's roll-outs, no ratio and no KL. delta_v < 0 lowers the baseline, so
 good roll-outs count more than bad ones; at 0 stale data collapsed in all of the paper's runs. r is `reward` in the
-rows, else 1 and -1 by role. Nothing bounds the push on a bad roll-out but delta_v and the learning rate.
+rows, else 1 and -1 by role. Nothing bounds the push on a bad roll-out but delta_v and the learning rate. Where all
+roll-outs of a prompt have the same reward, bad ones too, they are imitated, with weight -delta_v.
 Read in notes, not in the paper's own text; whether it divides by the length is not verified, we do not.
 """
 

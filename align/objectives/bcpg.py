@@ -7,7 +7,8 @@ https://arxiv.org/abs/2505.14403, Eqs. 6 and 7. For each of a prompt's logged ro
 mean r over the prompt's roll-outs, h the summed log-ratio to the reference: the square holds the policy near it.
 b_ij = beta on tokens of steps judged good (`step_label` 1) in wrong roll-outs, else 1: what was right in a wrong answer
 is penalised less (beta in (0, 1); 0.5 was best), not at all (0), or reinforced (below 0). beta = 1, or rows without
-judged steps, is BCPG. Wrong is role negative; r is `reward` in the rows, else 1 and -1 by role.
+judged steps, is BCPG. Weights of steps from the recipe (`contradicting_steps`) come on top, in h too: leave them at 1.
+Wrong is role negative; r is `reward` in the rows, else 1 and -1 by role.
 Published: tau 1e-3 at answers of thousands of tokens, lr 5e-7. The square is of the sum over all tokens, so tau must
 shrink as answers grow. Prompts that are all right or all wrong have no advantage; they are left out, and counted.
 The mean is over all roll-outs of a step: that is the paper's mean over prompts where all have equally many.

@@ -11,8 +11,8 @@ other prompt, so z is one number a step, whatever its cut. Where nobody supplies
 that is TRL's `apo_zero_unpaired`.
 
 A batch of negatives alone is legal, but z is then the mean of what is being pushed down, and soon 0. The loss
-saturates on negatives far above the reference. Positive and negative weights should balance the classes: the paper
-has w+ n+ / (w- n-) in [1, 4/3].
+saturates on negatives far above the reference, and on positives far below. The weights should balance the classes:
+w+ n+ / (w- n-) from 1 to 4/3, says TRL after the paper's Eq. 8; to 3/2 in the authors' code.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,8 @@ class KTO(Objective):
     def __call__(self, batch: Batch) -> Losses:
         ratios = batch.log_ratios()  # (N,)
         mismatched = None if batch.step is None else batch.step.values.get("mismatched")
-        kl = ratios.new_zeros(()) if mismatched is None else mismatched.mean().nan_to_num().clamp(min=0).to(ratios)
+        is_known = mismatched is not None and len(mismatched) > 0
+        kl = mismatched.detach().mean().clamp(min=0).to(ratios) if is_known else ratios.new_zeros(())
         sign = by_role(batch, 1.0, -1.0)
         losses = (
             by_role(batch, self.positive_weight, self.negative_weight) * (-sign * self.beta * (ratios - kl)).sigmoid()

@@ -8,9 +8,10 @@ R = p / p_behavior and q the share of right roll-outs of its prompt, kept in [0.
 The wrong ones train, by their likelihood, the policy that is implied for wrong answers if pi is that for right ones.
 max passes the gradient straight through: the value is floored, the pull is that of (1 - q R) / (1 - q) over the floored
 value. Epsilon is 1 in their 7B script. w = negative_weight: 1 is NFT, 0 is fine-tuning on the right ones (RFT); in the
-code below 0 switches to another method, which is refused here. (1 - q) is the code's `normalize` 1. The
-log-ratio is not taken above 10. As q -> 0 the wrong ones are not pushed at all. Prompts that are all right or all wrong
-are left out (and counted). The authors divide the sum over tokens by 1000, we by the number of tokens of the step.
+code below 0 switches to another method, which is refused here. (1 - q) is the code's `normalize` 1. The log-ratio is not
+taken above 10. As q -> 0 the wrong ones are pushed ever less, in proportion to q, which is kept at 0.02 or more. Prompts
+that are all right or all wrong are left out (and counted). The authors divide the sum over tokens by 1000, we by the
+number of tokens of the step.
 """
 
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class NFT(Objective):
         right = batch.role == POSITIVE
         q = group_means(batch, right.to(log_ratio.dtype)).clamp(0.02, 0.98)[:, None]  # (N, 1)
         implied = (1 - q * log_ratio.exp()) / (1 - q)
-        floored = implied + (implied.clamp(min=self.epsilon) - implied).detach()
-        losses = (1 - q) * torch.where(right[:, None], -log_ratio, -self.negative_weight * floored.log())
+        floored = implied.clamp(min=self.epsilon).detach()
+        through = (implied - implied.detach()) / floored  # 0, with the gradient: exact however far below the floor
+        wrong = -self.negative_weight * (floored.log() + through)
+        losses = (1 - q) * torch.where(right[:, None], -log_ratio, wrong)
         return Losses(losses[batch.mask], {"ratio": log_ratio.detach().exp()[batch.mask]})

@@ -4,10 +4,10 @@ https://arxiv.org/abs/2410.07163, for each negative y of a prompt, with m the me
 
     L = -(2 / beta) * log sigmoid(-beta * (m(y) + gamma))
 
-NPO without a reference: long negatives are not pushed more than short ones. gamma, the margin in nats a token, is how
-unlikely a token must be before the push has half its strength. Published: beta 4.5 and 2.5, gamma 0, with a
-likelihood term on what is to be retained that weighs about eight times as much as this (here: `retain`). Their code for
-one of the benchmarks applies the formula to raw outputs, which looks like an error; it is not reproduced.
+NPO without a reference: long negatives are not pushed more than short ones. gamma, the margin in nats a token: where
+m = -gamma the push is that of gradient ascent on m, below it fades. Published: beta 4.5 and 2.5, gamma 0, with a
+likelihood term on what is to be retained that weighs seven to eight times as much as this (here: `retain`). Their
+code for one of the benchmarks applies the formula to raw outputs, which looks like an error; it is not reproduced.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from align.schema import option
 
 @dataclass(frozen=True)
 class SimNPO(Objective):
-    """Pushes each negative down by its mean log-prob, ever less the less likely it is; no reference, no positives."""
+    """Pushes each negative down by its mean log-prob a token, without a reference; needs no positives."""
 
     beta: float = option(4.5, gt=0, doc="Inverse temperature of the mean log-prob, per nat a token.")
     gamma: float = option(0.0, ge=0, doc="Margin, nats a token.")

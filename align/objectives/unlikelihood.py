@@ -5,9 +5,10 @@ https://arxiv.org/abs/1908.04319. p_t is the policy's probability of token t of 
     good: mean_t -log p_t                             bad: alpha * mean_t -log(1 - p_t)            level: sequence
     good: mean_t [ -log p_t + alpha * sum_c -log(1 - p_t(c)) ],  c earlier tokens but t's own      level: token
 
-`token` is the paper's token-level loss on positives: every token that has occurred in prompt or response is a negative candidate
-(bad responses, if there are any, as in `sequence`). `sequence` takes whole bad answers as the candidates. The gradient
-in the logit of a bad token carries the factor p_t, so the push fades as the token becomes unlikely: it is bounded.
+`token` is the paper's token-level loss on positives: every token that has occurred in prompt or response is a negative
+candidate (bad responses, if there are any, as in `sequence`). `sequence` takes whole bad answers as the candidates. The
+gradient in the logit of a bad token carries the factor p_t, so the push fades as the token becomes unlikely: it is
+bounded.
 The authors sum over tokens and clamp 1 - p at 1e-5; we take means, and clamp log p of bad answers at -1e-6.
 
 Left out: their sequence-level loss on repeated 4-grams of the policy's own continuations, which needs generation at

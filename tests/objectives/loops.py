@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from align.objectives import NEGATIVE, POSITIVE, Batch, Objective, join_step
+from align.objectives import NEGATIVE, POSITIVE, SAMPLE, Batch, Objective, join_step
 from tests import tiny
 
 
@@ -100,3 +100,66 @@ def in_two_parts(objective: Objective, batch: Batch, cut: int) -> list[Batch]:
         parts.append(Batch(**fields, pairs=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), ema_logps=copies))
     steps, _ = join_step(objective, [objective.collect(part) for part in parts], {})
     return [dataclasses.replace(part, step=step) for part, step in zip(parts, steps, strict=True)]
+
+
+def uneven_responses(seed: int = 5, spread: float = 1.0, counts=((2, 1), (0, 3), (1, 0)), samples: int = 0) -> Batch:
+    """Prompts with so many positives and negatives, one with negatives alone and one with a positive alone.
+
+    Responses of 1 to 6 tokens in no particular order, `samples` to each prompt, one more to each next.
+    """
+    draw = random.Random(seed)
+    prompts = []
+    for place, (positives, negatives) in enumerate(counts):
+        roles = [POSITIVE] * positives + [NEGATIVE] * negatives + [SAMPLE] * (samples and samples + place)
+        draw.shuffle(roles)
+        prompts.append([(role, [draw.gauss(0, spread) for _ in range(draw.randint(1, 6))]) for role in roles])
+    return tiny.batch(*prompts, seed=seed)
+
+
+ResponseFormula = Callable[[int, float], tuple[float, float]]
+
+
+def assert_responses_loop(
+    objective: Objective, batch: Batch, formula: ResponseFormula, per_token: bool = False, only: int | None = None
+) -> None:
+    """The losses of single responses, and the gradient of their sum, are those of a plain loop over the responses.
+
+    `formula` makes of a role and a log-ratio (its mean over the tokens under `per_token`) a loss and its slope.
+    Responses of other roles than `only` have no loss.
+    """
+    losses = objective(batch).losses
+    expected, grads = [], []
+    for ratio, role, mask in zip(log_ratios(batch), batch.role.tolist(), batch.mask.tolist(), strict=True):
+        length = sum(mask) if per_token else 1
+        loss, slope = formula(role, ratio / length) if only in (None, role) else (None, 0.0)
+        expected += [] if loss is None else [loss]
+        grads.append([slope / length * real for real in mask])
+    assert losses.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    for found, wanted in zip(gradient(losses, batch).tolist(), grads, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
+def with_behavior(batch: Batch) -> Batch:
+    """The batch with its reference as the policy that wrote the responses, and no reference."""
+    return dataclasses.replace(batch, behavior_logps=batch.ref_logps, ref_logps=None)
+
+
+def with_token_weights(batch: Batch, seed: int = 3) -> Batch:
+    """The batch with a weight between 0.5 and 1.5 for each token, padding too."""
+    draws = torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(seed))
+    return dataclasses.replace(batch, token_weight=0.5 + draws)
+
+
+def real(batch: Batch, values: torch.Tensor | None, default: float = 0.0) -> list[list[float]]:
+    """For each response, the values (N, T) of its tokens, without padding."""
+    values = torch.full(batch.mask.shape, default) if values is None else values
+    return [row[there].tolist() for row, there in zip(values.detach(), batch.mask, strict=True)]
+
+
+def assert_found(losses: torch.Tensor, batch: Batch, expected: list[float], slopes: list[list[float]]) -> None:
+    """The losses are as expected, and so is the gradient of their sum at each token (0 on padding)."""
+    assert losses.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    found = gradient(losses, batch)
+    assert (found[~batch.mask] == 0).all()
+    for row, wanted in zip(real(batch, found), slopes, strict=True):
+        assert row == pytest.approx(wanted, rel=1e-4, abs=1e-6)
