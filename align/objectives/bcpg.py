@@ -13,6 +13,9 @@ Published: tau 1e-3 at answers of thousands of tokens, lr 5e-7. The square is of
 shrink as answers grow. Prompts that are all right or all wrong have no advantage; they are left out, and counted.
 The mean is over all roll-outs of a step: that is the paper's mean over prompts where all have equally many.
 Read in notes on the paper; no code was found.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.10 nat a token,
+KL is at most 0.11.
 """
 
 from dataclasses import dataclass

@@ -10,8 +10,12 @@ log-probs, so the pass through the head tells the log-prob of the drawn token (`
 the step, the prompt and the place, not on the cut of the step. Where no draw is at hand all other tokens together take
 its place, s' = log(1 - p_t): that is unlikelihood.
 
-Read in notes, not in the authors' code: means over tokens and alpha 1 are ours (they report alpha 0.5 to 5). Their
-rounds of sampling and labelling between trainings are left to the user.
+Checked against the authors' code (ParlAI, projects/cringe): alpha is 1 there too, the paper tried 0.5 to 5; its mean is
+over the tokens of a batch, ours over those of a response. Their rounds of sampling and labelling between trainings are
+left to the user.
+
+Bound: in tests/test_divergence.py, 30 steps on negatives alone, good answers lose at most 2.8 nat a token,
+KL is at most 2.0.
 """
 
 from dataclasses import dataclass

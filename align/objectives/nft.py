@@ -6,12 +6,15 @@ R = p / p_behavior and q the share of right roll-outs of its prompt, kept in [0.
     right: L = -(1 - q) log R      wrong: L = -(1 - q) w log max( (1 - q R) / (1 - q), epsilon )
 
 The wrong ones train, by their likelihood, the policy that is implied for wrong answers if pi is that for right ones.
-max passes the gradient straight through: the value is floored, the pull is that of (1 - q R) / (1 - q) over the floored
-value. Epsilon is 1 in their 7B script. w = negative_weight: 1 is NFT, 0 is fine-tuning on the right ones (RFT); in the
-code below 0 switches to another method, which is refused here. (1 - q) is the code's `normalize` 1. The log-ratio is not
-taken above 10. As q -> 0 the wrong ones are pushed ever less, in proportion to q, which is kept at 0.02 or more. Prompts
-that are all right or all wrong are left out (and counted). The authors divide the sum over tokens by 1000, we by the
-number of tokens of the step.
+max passes the gradient straight through: the value is floored, the pull is that of (1 - q R) / (1 - q) over the
+floored value. Epsilon is 1 in their 7B script. w = negative_weight: 1 is NFT, 0 is fine-tuning on the right ones
+(RFT); in the code below 0 switches to another method, which is refused here. (1 - q) is the code's `normalize` 1. The
+log-ratio is not taken above 10. As q -> 0 the wrong ones are pushed ever less, in proportion to q, which is kept at
+0.02 or more. Prompts that are all right or all wrong are left out (and counted). The authors divide the sum over
+tokens by 1000, we by the number of tokens of the step.
+
+Bound: in tests/test_divergence.py, 30 steps on pairs, good answers lose at most 0.02 nat a token,
+KL is at most 0.03.
 """
 
 from dataclasses import dataclass

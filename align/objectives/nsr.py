@@ -6,12 +6,15 @@ https://arxiv.org/abs/2506.01347. For each token of a logged roll-out, right or 
 
 with no baseline and no normalisation by the spread; the mean is over all tokens. NSR is positive_weight 0, PSR is
 positive_weight 1 and negative_weight 0, W-REINFORCE, the paper's advice and the default, 0.1 and 1. Clip 0.2 is their
-code's. On wrong roll-outs the clip stops the push at r = 1 - c, nothing bounds it from r > 1 (ours: r is not taken above
-e^10, beyond which there is no gradient). Pushing down on what is likely spreads probability over the alternatives, which
-keeps pass@k; NSR alone decays after some hundred steps.
+code's. On wrong roll-outs the clip stops the push at r = 1 - c, nothing bounds it from r > 1 (ours: r is not taken
+above e^10, beyond which there is no gradient). Pushing down on what is likely spreads probability over the
+alternatives, which keeps pass@k; NSR alone decays after some hundred steps.
 
 Left out: their entropy bonus of 0.001 (an objective sees the log-probs of the given tokens only). Off-policy by more
 than an update or two, look at `topr`.
+
+Bound: in tests/test_divergence.py, 30 steps on negatives alone, good answers lose at most 0.13 nat a token,
+KL is at most 0.06.
 """
 
 from dataclasses import dataclass

@@ -8,6 +8,9 @@ with sequence sums, mu the policy that wrote it, sg without gradient: bad roll-o
 which bounds the push; untapered ones collapse. No baseline, no KL. R is `reward` in the rows, else 1 and -1 by role.
 The paper found 10 to 20 % good roll-outs best. Read in notes, not in the paper's own text; `length_normalize: false`
 leaves |y| out.
+
+Bound: in tests/test_divergence.py, 30 steps on negatives alone, good answers lose at most 0.30 nat a token,
+KL is at most 0.20.
 """
 
 from dataclasses import dataclass
