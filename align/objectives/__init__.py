@@ -222,7 +222,7 @@ def prompt_index(batch: Batch) -> tuple[Tensor, int]:
 
 
 def role_means(batch: Batch, values: Tensor, role: int) -> Tensor:
-    """(U,) for each prompt, the mean of `values` (N,) over its responses of one role, by their example weights.
+    """(U,) for each prompt, the mean of `values` (N,) over its responses of one role, by their weights (samples: alike).
 
     Raises ValueError if a prompt has none: the trainer leaves such prompts out and counts them.
     """
@@ -232,7 +232,7 @@ def role_means(batch: Batch, values: Tensor, role: int) -> Tensor:
     counts = zeros.index_add(0, index, chosen)
     if (counts == 0).any():
         raise ValueError(f"a prompt of the batch has no response of role {role}")
-    weights = chosen if batch.weight is None else chosen * batch.weight.to(values.dtype)
+    weights = chosen if batch.weight is None or role == SAMPLE else chosen * batch.weight.to(values.dtype)
     weightless = zeros.index_add(0, index, weights) == 0  # such a prompt counts for nothing: see `unit_weights`
     weights = torch.where(weightless[index], chosen, weights)
     return zeros.index_add(0, index, values * weights) / zeros.index_add(0, index, weights)

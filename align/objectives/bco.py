@@ -1,15 +1,19 @@
-"""BCO: Binary Classifier Optimization (Jung et al., 2024).
+"""BCO: Binary Classifier Optimization (Jung et al., ACL 2025).
 
 https://arxiv.org/abs/2404.04656. For each response by itself, with its reward r = beta * h(y), sequence sums
 
     good: -log sigmoid(r - d)      bad: -log sigmoid(-(r - d))
 
 d, the shift, is the mean of all rewards of the run so far, those of this step included, good and bad, without gradient
-(as TRL 1.10 and LLaMA-Factory have it; the equation was read in code, not in the paper). The whole optimiser step
-enters it at once, so it does not depend on how a step is cut; it is kept in the checkpoints.
+(as TRL 1.10 and LLaMA-Factory have it; read in code, not in the paper, which may weigh good and bad alike instead of
+by their numbers). The whole optimiser step enters at once, so d does not depend on how a step is cut; it is kept in
+the checkpoints. Without d, and on pairs, this is `bco_pair`.
 
 Left out: the density-ratio weights on negatives whose prompts differ from the positives' (a classifier of prompts would
 have to be trained first). TRL 1.16 has only `bco_pair`, on pairs and without d.
+
+Bound: in tests/test_divergence.py, 30 steps on negatives alone, good answers lose at most 3.5 nat a token,
+KL is at most 4.2.
 """
 
 from dataclasses import dataclass

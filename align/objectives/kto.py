@@ -13,6 +13,9 @@ that is TRL's `apo_zero_unpaired`.
 A batch of negatives alone is legal, but z is then the mean of what is being pushed down, and soon 0. The loss
 saturates on negatives far above the reference, and on positives far below. The weights should balance the classes:
 w+ n+ / (w- n-) from 1 to 4/3, says TRL after the paper's Eq. 8; to 3/2 in the authors' code.
+
+Bound: in tests/test_divergence.py, 30 steps on negatives alone, good answers lose at most 2.1 nat a token,
+KL is at most 2.2.
 """
 
 from dataclasses import dataclass

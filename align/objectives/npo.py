@@ -10,6 +10,9 @@ beta -> 0 is gradient ascent. At the start the loss is 2 ln 2 / beta.
 
 Alone it still drags good answers down with the bad ones: published runs hold them by a likelihood term of weight 1,
 here `retain`.
+
+Bound: in tests/test_divergence.py, 30 steps on negatives alone, good answers lose at most 2.8 nat a token,
+KL is at most 3.3.
 """
 
 from dataclasses import dataclass

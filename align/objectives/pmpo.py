@@ -8,6 +8,9 @@ with sequence sums; the last term estimates KL(pi_ref || pi), and holds the poli
 then missing. Only the KL bounds the push on the negatives: with negatives alone the paper asks for beta > 1 - alpha,
 else the policy collapses; the default leaves room. The samples must be the reference's (`sampling.every: 0`).
 Read in abstract and notes, not in code; how the paper estimates the KL is not verified.
+
+Bound: in tests/test_divergence.py, 30 steps on negatives alone, good answers lose at most 3.3 nat a token,
+KL is at most 3.9.
 """
 
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from align.objectives import NEGATIVE, POSITIVE, SAMPLE, Batch, Losses, Objective, prompt_index
+from align.objectives import NEGATIVE, POSITIVE, SAMPLE, Batch, Losses, Objective, prompt_index, role_means
 from align.schema import option
 
 
@@ -33,7 +36,7 @@ class PMPO(Objective):
 
     def __call__(self, batch: Batch) -> Losses:
         good, bad = _means(batch, batch.sums(), POSITIVE), _means(batch, batch.sums(), NEGATIVE)  # (U,)
-        kl = -_means(batch, batch.log_ratios(), SAMPLE)
+        kl = -role_means(batch, batch.log_ratios(), SAMPLE)  # raises without samples: nothing would hold the policy
         return Losses((1 - self.alpha) * bad - self.alpha * good + self.beta * kl, {"kl_estimate": kl.detach()})
 
 
@@ -41,7 +44,7 @@ def _means(batch: Batch, values: Tensor, role: int) -> Tensor:
     """(U,) for each prompt, the mean of `values` (N,) over its responses of a role, by their weights; 0 without any."""
     index, num_prompts = prompt_index(batch)
     weights = (batch.role == role).to(values.dtype)
-    if batch.weight is not None and role != SAMPLE:
+    if batch.weight is not None:
         weights = weights * batch.weight
     zeros = torch.zeros(num_prompts, dtype=values.dtype, device=values.device)
     totals = zeros.index_add(0, index, weights)

@@ -8,6 +8,9 @@ NPO without a reference: long negatives are not pushed more than short ones. gam
 m = -gamma the push is that of gradient ascent on m, below it fades. Published: beta 4.5 and 2.5, gamma 0, with a
 likelihood term on what is to be retained that weighs seven to eight times as much as this (here: `retain`). Their
 code for one of the benchmarks applies the formula to raw outputs, which looks like an error; it is not reproduced.
+
+Bound: in tests/test_divergence.py, 30 steps on negatives alone, good answers lose at most 1.9 nat a token,
+KL is at most 2.2.
 """
 
 from dataclasses import dataclass
