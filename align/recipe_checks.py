@@ -115,16 +115,22 @@ def _reference_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], da
 
 def _role_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:
     """What is said of retain rows, weights and NAT's prompts is used by something."""
-    if data.get("retain") and not recipe.retain.sources and not recipe.retain.positives:
+    names_none = not recipe.retain.sources and not recipe.retain.positives
+    if data.get("retain") and names_none and reader.sound(("retain",)):
         reader.fail(("retain",), "names neither sources nor positives", "give retain.sources, or leave it out")
-    if recipe.data.nat is None or set(needs) == set(objectives.NEEDS):
-        return
-    given = (data.get("data") or {}).get("nat") or {}
-    if recipe.data.nat.grades and isinstance(given, dict) and ("success" in given or "failure" in given):
+    nat = recipe.data.nat
+    if nat is not None and nat.grades and (nat.success, nat.failure) != (type(nat)().success, type(nat)().failure):
         reader.fail(("data", "nat"), "gives grades beside success and failure", "give one of the two")
-    if any(objectives.NEGATIVE in objectives.ROLES_OF_NEEDS.get(need, ()) for need in needs):
-        what = f"every response becomes a positive, but objective {recipe.objective['name']!r} reads negatives"
+    if set(needs) == set(objectives.NEEDS):
+        return  # nobody knows which roles the objective reads
+    name, read = recipe.objective["name"], set().union(*(objectives.ROLES_OF_NEEDS.get(need, ()) for need in needs))
+    if nat is not None and objectives.NEGATIVE in read:
+        what = f"every response becomes a positive, but objective {name!r} reads negatives"
         reader.fail(("data", "nat"), what, "use the objective nll, or leave data.nat out")
+        return
+    for key, role in (("positive", objectives.POSITIVE), ("negative", objectives.NEGATIVE)):
+        if getattr(recipe.weights, key) != 1.0 and role not in read:
+            reader.fail(("weights", key), f"objective {name!r} reads no {key}s", "leave it out")
 
 
 def _supply_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...]) -> None:
@@ -133,13 +139,15 @@ def _supply_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...]) -> No
         return  # nobody knows what the objective needs
     asked = set(needs) - ({"behavior"} if recipe.reference.behavior else set())
     if recipe.data.nat is not None:
-        asked = {"responses"}
+        asked = {"responses"} | ({"rewards"} if recipe.data.nat.grades else set())
     weights = recipe.weights
     if (weights.contradicting_steps, weights.unjudged_steps) != (1.0, 1.0):
         asked.add("steps")
     for need, count in supply.lacking([(source.path, source.split) for source in recipe.data.sources], asked).items():
         if need == "steps":
             what, fix = "weights weigh steps", "give rows with judged `steps`, or leave those weights out"
+        elif recipe.data.nat is not None:
+            what, fix = f"data.nat needs {need}", objectives.NEEDS[need]
         else:
             what, fix = f"objective {recipe.objective['name']!r} needs {need}", objectives.NEEDS[need]
         reader.fail(("data", "sources"), f"{what}, but none of the first {count} rows can supply it", fix)

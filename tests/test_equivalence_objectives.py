@@ -1,7 +1,8 @@
-"""Objectives whose losses depend on the whole step: the same for any micro-batch size and on one rank or two.
+"""Objectives that couple a step, or ask for more than log-probs: the same for any micro-batch size, on one rank or two.
 
 Through the real command line; KTO's KL, BCO's shift, AOT's order, Dr. DPO's softmax, Adaptive-DPO's norms and running
-means, TRL's likelihood term in CPO. What they carry from step to step survives a SIGKILL.
+means, TRL's likelihood term in CPO; WPO's weights and CRINGE's draws off the logits; positives that NPO never sees, in
+the retain term. What is carried from step to step survives a SIGKILL.
 """
 
 from __future__ import annotations
@@ -11,7 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import TRAIN, TWO_RANKS, assert_same_course, kill_after_step, losses, start, train, trained
+from tests.commands import (
+    TRAIN,
+    TWO_RANKS,
+    assert_same_course,
+    deepspeed,
+    kill_after_step,
+    losses,
+    run,
+    start,
+    train,
+    trained,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -19,6 +31,7 @@ RECIPE = """
 name: coupled
 model:     {{path: {model}, adapter: {{rank: 4}}}}
 data:      {{sources: [{data}], max_length: 128}}
+retain:    {{positives: true, weight: 0.2}}
 weights:   {{negative: 0.7}}
 train:     {{learning_rate: 1.0e-2, max_steps: 6, prompts_per_step: 8, tokens_per_device: 100000, seed: 3}}
 eval:      {{holdout: 0, generate: 0, sources: []}}
@@ -33,6 +46,9 @@ OBJECTIVES = {
     "dr_dpo": "{name: dr_dpo, beta: 0.5, beta_prime: 0.3}",
     "adaptive_dpo": "{name: adaptive_dpo, beta: 0.5}",
     "cpo-trl": "{name: cpo, nll: trl}",
+    "dpo-wpo": "{name: dpo, beta: 0.5, wpo: true}",
+    "cringe": "{name: cringe}",
+    "npo": "{name: npo, beta: 0.5}",
 }
 
 
@@ -55,6 +71,22 @@ def test_micro_batches_do_not_matter(recipe, one_process, tmp_path):
 
 def test_two_ranks_with_micro_batches_equal_one(recipe, one_process, tmp_path):
     assert_same_course(trained(recipe, tmp_path / "run", TWO_RANKS, "train.tokens_per_device=800"), one_process)
+
+
+@pytest.mark.parametrize("name", ["kto", "dr_dpo"])
+def test_zero3_with_micro_batches_equals_one_process(name, tiny_model, uneven_rows, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE.format(model=tiny_model, data=uneven_rows, objective=OBJECTIVES[name]))
+    alone = trained(file, tmp_path / "alone", TRAIN)
+    sharded = trained(file, tmp_path / "sharded", deepspeed("zero3.json"), "train.tokens_per_device=800")
+    assert_same_course(sharded, alone)
+
+
+def test_running_means_under_deepspeed_are_refused(tiny_model, uneven_rows, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE.format(model=tiny_model, data=uneven_rows, objective=OBJECTIVES["adaptive_dpo"]))
+    result = run(deepspeed("zero2.json"), file, f"output={tmp_path / 'run'}")
+    assert result.returncode != 0 and "never been tried under DeepSpeed; use DDP" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["bco", "adaptive_dpo"])

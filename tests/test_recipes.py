@@ -63,4 +63,4 @@ def test_readme_file_map_is_complete():
 def test_readme_lists_the_objectives():
     """The table is what `align check --list` prints."""
     assert f"\n\n{catalogue.table()}\n\n" in README
-    assert catalogue.table().count("\n| `") == len(objectives.available()) > 40
+    assert catalogue.table().count("\n| `") == len(objectives.available()) >= 40

@@ -33,10 +33,10 @@ class MicroBatch:
     prompt: Tensor  # (N,)
     pairs: Tensor  # (P, 2)
     weight: Tensor  # (N,)
-    reward: Tensor | None  # (N,) if the rows have rewards; 0 for samples
+    reward: Tensor | None  # (N,) nan where a response has none, 0 for samples; None: nothing here has one
     step_label: Tensor | None = None  # (N, T) 1 good, -1 bad, 0 unjudged; None: nothing here is judged
     token_weight: Tensor | None = None  # (N, T); None: every token weighs 1
-    behavior_logps: Tensor | None = None  # (N, T) if every response has them
+    behavior_logps: Tensor | None = None  # (N, T) nan where a response has none; None: nothing here has them
     num_retain: int = 0  # how many of the N responses, the last ones, belong to the retain term
 
     def to(self, device: torch.device) -> MicroBatch:
@@ -74,13 +74,19 @@ class MicroBatch:
         return of_role & first if self.rows else torch.zeros_like(first)
 
     def for_objective(self, roles: set[int]) -> MicroBatch:
-        """The responses an objective which reads `roles` sees, with their pairs if it reads both sides of them."""
-        chosen = self.is_for(roles)
-        if chosen.all():
-            return self
-        place = chosen.long().cumsum(0) - 1
-        pairs = place[self.pairs[chosen[self.pairs].all(-1)]]
-        return dataclasses.replace(self.select(chosen), rows=self.rows, pairs=pairs)
+        """The responses an objective which reads `roles` sees, with their pairs if it reads both sides of them.
+
+        Rewards and behaviour are there if all of these responses have them: `load` sees to it that all of a run do,
+        or none. Those that the objective does not see (of the retain term) need not.
+        """
+        chosen, part = self.is_for(roles), self
+        if not chosen.all():
+            place = chosen.long().cumsum(0) - 1
+            pairs = place[self.pairs[chosen[self.pairs].all(-1)]]
+            part = dataclasses.replace(self.select(chosen), rows=self.rows, pairs=pairs)
+        given = {name: getattr(part, name) for name in ("reward", "behavior_logps")}
+        lacking = [name for name, values in given.items() if values is not None and values.isnan().any()]
+        return dataclasses.replace(part, **dict.fromkeys(lacking)) if lacking else part
 
     def is_retained(self, positives: bool) -> Tensor:
         """(N,) bool: the responses of the retain term, with the other rows' positives or without."""
@@ -132,26 +138,33 @@ def collate(rows: Sequence[TokenizedRow], pad_id: int) -> MicroBatch:
         reward=_rewards(responses),
         step_label=_per_token([response.step_labels for response in responses], mask, fill=0),
         token_weight=_per_token([response.token_weights for response in responses], mask, fill=1.0),
-        behavior_logps=_per_token([response.behavior_logps for response in responses], mask, fill=None),
+        behavior_logps=_per_token([response.behavior_logps for response in responses], mask, fill=math.nan),
         num_retain=sum(len(row.responses) for row in rows if row.retain),
     )
 
 
 def _rewards(responses: list[TokenizedResponse]) -> Tensor | None:
-    """(N,) rewards, 0 for samples; None if a response has none (`load` sees to it that all of a run have, or none)."""
-    rewards = [response.reward if response.role else response.reward or 0.0 for response in responses]
-    return None if None in rewards or not any(response.role for response in responses) else torch.tensor(rewards)
-
-
-def _per_token(given: list[tuple | None], mask: Tensor, *, fill: float | None) -> Tensor | None:
-    """(N, T) of values given for each token of some responses. Others have `fill`, or there is no tensor (None)."""
-    if all(values is None for values in given) or (fill is None and None in given):
+    """(N,) rewards, 0 for samples and nan where there is none; None if nothing but samples has one."""
+    if all(response.reward is None for response in responses if response.role):
         return None
-    tensor = torch.full(mask.shape, fill or 0).to(torch.long if type(fill) is int else torch.float32)
+    return torch.tensor([_reward(response) for response in responses])
+
+
+def _reward(response: TokenizedResponse) -> float:
+    if response.reward is not None:
+        return response.reward
+    return math.nan if response.role else 0.0
+
+
+def _per_token(given: list[tuple | None], mask: Tensor, *, fill: float) -> Tensor | None:
+    """(N, T) of values given for each token of some responses, `fill` on those of others; None if none are given."""
+    if all(values is None for values in given):
+        return None
+    tensor = torch.full(mask.shape, fill)  # of the type of `fill`
     for row, values in zip(tensor, given, strict=True):
         if values is not None:
             row[: len(values)] = torch.tensor(values)
-    return tensor * mask
+    return tensor.masked_fill(~mask, 0)
 
 
 def _pairs(flat: list) -> Tensor:

@@ -103,7 +103,8 @@ def _logps(values: object, here: str) -> tuple[float, ...] | None:
         return None
     name = f"{here}.behavior_logps"
     if not isinstance(values, list) or not values:
-        raise RowError(f"{name} is {kind_of(values) if values else 'empty'}, not a list with a log-prob for each token")
+        kind = "empty" if values == [] else kind_of(values)
+        raise RowError(f"{name} is {kind}, not a list with a log-prob for each token")
     logps = tuple(read_number(value, f"{name}[{index}]") for index, value in enumerate(values))
     if max(logps) > 0:
         raise RowError(f"{name} holds {max(logps):g}, above 0: they are natural logs of probabilities")

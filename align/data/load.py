@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -73,16 +74,17 @@ def load(recipe: Recipe, tokenizer, objective: Objective) -> Rows:
             kept_out += [(source.path, example) for example in aside]
             for example in aside:
                 ledger.drop("held out", example.place)
-        for example in _labelled(examples, recipe.data.nat):
+        for example in _labelled(examples, recipe.data.nat, ledger):
             row = _encode(example, recipe, tokenizer, objective, ledger)
             if row is not None:
                 train.append(row)
                 weights.append(source.weight)
-    train = _weigh(_same_rewards(train, ledger), recipe.weights)
+    train = _same_rewards(train, objective.roles(), ledger)
     ledger.used = len(train)
     if not train:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(ledger.dropped.items()))
         raise UserError("data.sources", f"no row can be used ({reasons or 'none were read'})", _way_out(objective))
+    train = _weigh(train, recipe.weights)
     if recipe.retain.positives and not any(r.role == POSITIVE for row in train for r in row.responses):
         raise UserError("retain.positives", "no row has a positive", "give rows with good answers, or retain.sources")
     _check_fit(train, recipe, objective)
@@ -93,9 +95,11 @@ def load(recipe: Recipe, tokenizer, objective: Objective) -> Rows:
     return Rows(train, weights, retain, retain_weights, held_out, ledger)
 
 
-def _labelled(examples: list[Example], how: Nat | None) -> Iterator[Example]:
-    """The records as they are, or under NAT's prompts."""
+def _labelled(examples: list[Example], how: Nat | None, ledger: Ledger) -> Iterator[Example]:
+    """The records as they are, or under NAT's prompts, without samples."""
     for example in examples:
+        for _ in example.texts("sample") if how else ():
+            ledger.drop("response unused: sample", example.place)
         try:
             yield from [example] if how is None else nat.under_labels(example, how)
         except ValueError as error:
@@ -103,12 +107,15 @@ def _labelled(examples: list[Example], how: Nat | None) -> Iterator[Example]:
             raise UserError(example.place, f"data.nat.grades: {error}", fix) from None
 
 
-def _same_rewards(train: list[TokenizedRow], ledger: Ledger) -> list[TokenizedRow]:
-    """The rows with rewards on all responses, or on none: what an objective sees must not depend on the micro-batch."""
-    lacking = [row for row in train if any(response.reward is None for response in row.responses)]
-    if not lacking or len(lacking) == len(train):
-        return train if not lacking else [_without_rewards(row) for row in train]
-    for row in lacking:
+def _same_rewards(train: list[TokenizedRow], roles: set[int], ledger: Ledger) -> list[TokenizedRow]:
+    """The rows with rewards on all responses of the objective's `roles`, or on none.
+
+    What an objective sees must not depend on the micro-batch.
+    """
+    lacking = [any(r.reward is None for r in row.responses if r.role in roles) for row in train]
+    if not any(lacking) or all(r.reward is None for row in train for r in row.responses if r.role in roles):
+        return train
+    for row in itertools.compress(train, lacking):
         ledger.drop("rewards of the run unused: a response here has none", row.example.place)
     return [_without_rewards(row) for row in train]
 
@@ -163,7 +170,7 @@ def _encode(example: Example, recipe: Recipe, tokenizer, objective: Objective, l
     row = _tokens(example, roles, recipe, tokenizer, ledger)
     if row is None:
         return None
-    row = _complete(row, objective.needs, recipe.reference.behavior is None, ledger)
+    row = _complete(row, objective, recipe.reference.behavior is None, ledger)
     found = {response.role for response in row.responses}
     for need in objective.needs:
         for wanted in _REQUIRED.get(need, ()):
@@ -174,11 +181,13 @@ def _encode(example: Example, recipe: Recipe, tokenizer, objective: Objective, l
     return row
 
 
-def _complete(row: TokenizedRow, needs: tuple[str, ...], rows_tell_behavior: bool, ledger: Ledger) -> TokenizedRow:
-    """The row without the responses that lack what the objective needs of each."""
-    kept = []
+def _complete(row: TokenizedRow, objective: Objective, rows_tell_behavior: bool, ledger: Ledger) -> TokenizedRow:
+    """The row without the responses that lack what the objective needs of each it reads."""
+    kept, needs, roles = [], objective.needs, objective.roles()
     for response in row.responses:
-        if "rewards" in needs and response.reward is None:
+        if response.role not in roles:  # a positive for the retain term
+            kept.append(response)
+        elif "rewards" in needs and response.reward is None:
             ledger.drop("response dropped: no reward", row.example.place)
         elif "behavior" in needs and rows_tell_behavior and response.behavior_logps is None:
             ledger.drop("response dropped: no behavior_logps", row.example.place)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch.utils.data import Dataset
 
 from align.data.collate import MicroBatch, collate, share_out
 from align.data.stream import StepPlan
-from align.data.tokenize import TokenizedRow
+from align.data.tokenize import TokenizedResponse, TokenizedRow
 
 if TYPE_CHECKING:
     from align.negatives.sampling import Sampler
@@ -62,7 +61,10 @@ class Steps(Dataset):
 
 
 def mismatch(rows: list[TokenizedRow], max_length: int) -> list[TokenizedRow]:
-    """The responses of each row behind the next other prompt of the step, cut to `max_length`; [] for one prompt."""
+    """Each response of the rows behind the next other prompt of the step, cut to `max_length`; [] for one prompt.
+
+    One row a response: behind a longer prompt all of a row together might not fit a device.
+    """
     found = []
     for index, row in enumerate(rows):
         others = (other for other in rows[index + 1 :] + rows[:index] if other.prompt_ids != row.prompt_ids)
@@ -70,7 +72,7 @@ def mismatch(rows: list[TokenizedRow], max_length: int) -> list[TokenizedRow]:
         if prompt_ids is None:
             continue
         room = max_length - len(prompt_ids)
-        cut = [dataclasses.replace(response, ids=response.ids[:room]) for response in row.responses]
-        bare = tuple(dataclasses.replace(r, step_labels=None, behavior_logps=None, token_weights=None) for r in cut)
-        found.append(TokenizedRow(prompt_ids, bare, row.example))
+        for response in row.responses:
+            moved = TokenizedResponse(response.ids[:room], response.role)
+            found.append(TokenizedRow(prompt_ids, (moved,), row.example))
     return found

@@ -133,22 +133,22 @@ def encode_response(tokenizer, prompt: Prompt, prompt_ids: Sequence[int], text: 
     Raises ValueError if the template renders the prompt otherwise once an answer follows, so that the
     response's first tokens cannot be told from the prompt's last.
     """
-    rendered, first, closed = _rendered_response(tokenizer, prompt, prompt_ids, text)
+    rendered, first, end = _rendered_response(tokenizer, prompt, prompt_ids, text)
     ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     if list(ids[:first]) != list(prompt_ids)[:first]:
         raise ValueError("the chat template renders the prompt differently before an answer")
-    return [*ids[first:], *([] if closed else [tokenizer.eos_token_id])]
+    return [*ids[first:], *([] if end else [tokenizer.eos_token_id])]
 
 
-def _rendered_response(tokenizer, prompt: Prompt, prompt_ids: Sequence[int], text: str) -> tuple[str, int, bool]:
-    """(what is tokenised, how many of its tokens are the prompt's, whether it holds the end-of-turn token)."""
+def _rendered_response(tokenizer, prompt: Prompt, prompt_ids: Sequence[int], text: str) -> tuple[str, int, str]:
+    """(what is tokenised, how many of its tokens are the prompt's, the end of the turn that it ends with, if any)."""
     if isinstance(prompt, str) and tokenizer.chat_template is None:
-        return text, 0, False
+        return text, 0, ""
     rendered = _render(tokenizer, [*_messages(tokenizer, prompt), {"role": "assistant", "content": text}])
     tail, end = _turn_end(tokenizer, str(tokenizer.chat_template))
     if not rendered.endswith(tail):
         raise ValueError("the chat template ends this answer otherwise than others")
-    return rendered.removesuffix(tail) + end, len(prompt_ids), bool(end)
+    return rendered.removesuffix(tail) + end, len(prompt_ids), end
 
 
 def step_labels(
@@ -159,23 +159,28 @@ def step_labels(
     A token belongs to the step its first character is in (spaces in front of a word do not count); the
     end-of-turn token and what stands behind the last step are unjudged.
 
-    Raises UserError if the tokenizer does not tell which characters a token stands for.
+    Raises ValueError if the template changes more of the answer than the spaces around it, and UserError if the
+    tokenizer does not tell which characters a token stands for.
     """
     if not any(step.label for step in response.steps):
         return None
     if not tokenizer.is_fast:
         fix = "use a model with a fast tokenizer, or leave 'steps' out of the rows"
         raise UserError("data", "steps are judged, but this tokenizer does not tell where its tokens begin", fix)
-    rendered, first, _ = _rendered_response(tokenizer, prompt, prompt_ids, response.text)
-    stripped = response.text.strip()  # templates may trim an answer
-    begin = rendered.rindex(stripped) - response.text.index(stripped)
+    rendered, first, turn_end = _rendered_response(tokenizer, prompt, prompt_ids, response.text)
+    until, stripped = len(rendered) - len(turn_end), response.text.strip()  # templates may trim an answer
+    written = rendered[:until].rstrip()
+    if not written.endswith(stripped):
+        raise ValueError("the chat template writes this answer otherwise than it was given")
+    begin = len(written) - len(stripped) - response.text.index(stripped)
     offsets = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][first:]
     ends, labels = [step.end for step in response.steps], []
     for start, end in offsets:
         piece = rendered[start:end]
         place = start + len(piece) - len(piece.lstrip()) - begin if piece.strip() else start - begin
         index = bisect.bisect_right(ends, place)
-        labels.append((response.steps[index].label or 0) if 0 <= place and index < len(ends) else 0)
+        is_in_step = 0 <= place and start < until and index < len(ends)
+        labels.append((response.steps[index].label or 0) if is_in_step else 0)
     return tuple([*labels, *[0] * count][:count])
 
 
@@ -226,7 +231,7 @@ def encode_row(tokenizer, example: Example, *, roles: set[int], max_length: int,
             ids = ids[:room]
         try:
             labels = step_labels(tokenizer, example.prompt, prompt_ids, response, len(ids))
-        except ValueError:  # the template writes the answer otherwise than it was given
+        except ValueError:
             ledger.drop("steps unused: the chat template changes the answer", example.place)
             labels = None
         behavior = None if behavior is None else behavior[: len(ids)]

@@ -222,7 +222,9 @@ def prompt_index(batch: Batch) -> tuple[Tensor, int]:
 
 
 def role_means(batch: Batch, values: Tensor, role: int) -> Tensor:
-    """(U,) for each prompt, the mean of `values` (N,) over its responses of one role, by their weights (samples: alike).
+    """(U,) for each prompt, the mean of `values` (N,) over its responses of one role, by their weights.
+
+    Samples carry no weight of their own.
 
     Raises ValueError if a prompt has none: the trainer leaves such prompts out and counts them.
     """

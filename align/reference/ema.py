@@ -28,6 +28,7 @@ class RunningMeans:
     @torch.no_grad()
     def update(self) -> None:
         """mean = decay * mean + (1 - decay) * policy."""
+        self._follow()
         for decay, copy in zip(self.decays, self.copies, strict=True):
             for name, weight in self.live.items():
                 copy[name].lerp_(weight.detach(), 1 - decay)
@@ -36,24 +37,32 @@ class RunningMeans:
     def logps(self, policy: nn.Module, batch: MicroBatch) -> Tensor:
         """(M, N, T) float32 log-prob of each response token under each mean, in nats.
 
-        `policy` is the policy as the trainer wraps it; its weights are as before when this returns.
+        `policy` is the policy as the trainer wraps it; it is as before when this returns.
         """
+        self._follow()
         scores = []
         for copy in self.copies:
-            with self._in_place_of_policy(copy):
+            with self._in_place_of(policy, copy):
                 scores.append(response_logps(policy, batch))
         return torch.stack(scores)
 
+    def _follow(self) -> None:
+        """Moves the copies to where the policy is: they are made before the trainer moves it to a device."""
+        self.copies = [{name: w.to(self.live[name].device) for name, w in copy.items()} for copy in self.copies]
+
     @contextmanager
-    def _in_place_of_policy(self, copy: dict[str, Tensor]) -> Iterator[None]:
-        own = {name: weight.data for name, weight in self.live.items()}
-        for name, weight in self.live.items():
-            weight.data = copy[name]
+    def _in_place_of(self, policy: nn.Module, copy: dict[str, Tensor]) -> Iterator[None]:
+        """The policy with these weights, in evaluation mode, for the length of the block."""
+        own, was_training = {name: weight.data for name, weight in self.live.items()}, policy.training
+        policy.eval()
         try:
+            for name, weight in self.live.items():
+                weight.data = copy[name]
             yield
         finally:
             for name, weight in self.live.items():
                 weight.data = own[name]
+            policy.train(was_training)
 
     def save(self, file: Path) -> None:
         save_file({f"{index}/{name}": w for index, copy in enumerate(self.copies) for name, w in copy.items()}, file)

@@ -59,7 +59,8 @@ def _draws(batch: MicroBatch, seed: int, step: int) -> Tensor:
             name = f"{seed}/{step}/{row.example.key}/{index}"
             own = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
             numbers.append(torch.rand(len(response.ids), generator=torch.Generator().manual_seed(own)))
-    return torch.cat(numbers).to(batch.targets.device) if numbers else torch.zeros(len(batch.targets))
+    draws = torch.cat(numbers) if numbers else torch.zeros(len(batch.targets))
+    return draws.to(batch.targets.device)
 
 
 def _repeats(batch: MicroBatch) -> Extra:

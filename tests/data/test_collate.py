@@ -82,10 +82,19 @@ def test_types():
     assert batch.weight.dtype == batch.reward.dtype == torch.float32
 
 
-def test_reward_only_if_every_response_has_one():
-    assert collate([row([1], answer(2, reward=1.0), answer(3))], PAD).reward is None
-    assert collate([row([1], answer(2), answer(3))], PAD).reward is None
-    assert collate([row([1], answer(2, reward=1.0), answer(3, reward=0.0))], PAD).reward.tolist() == [1.0, 0.0]
+def test_reward_reaches_an_objective_only_if_every_response_it_sees_has_one():
+    def seen(*responses: TokenizedResponse, roles: tuple[int, ...] = (1, 0, -1)) -> list[float] | None:
+        reward = collate([row([1], *responses)], PAD).for_objective(set(roles)).reward
+        return None if reward is None else reward.tolist()
+
+    assert seen(answer(2, reward=1.0), answer(3)) is None
+    assert seen(answer(2), answer(3)) is None
+    assert seen(answer(2, reward=1.0), answer(3, reward=0.0)) == [1.0, 0.0]
+    assert seen(answer(2, reward=1.0), answer(3, role=0)) == [1.0, 0.0], "samples have none by nature"
+    assert seen(answer(2, role=0), answer(3, role=0)) is None
+    assert seen(answer(2, reward=3.0), answer(3, role=1), roles=(-1,)) == [3.0], "the positive is not seen"
+    assert seen(answer(2), answer(3, role=1, reward=2.0), roles=(-1,)) is None
+    assert seen(answer(2), answer(3, role=1, reward=2.0), roles=(-1, 1)) is None
 
 
 def test_padding_with_a_token_that_occurs_is_told_apart():
@@ -310,13 +319,141 @@ def test_ranks_get_about_the_same_work():
     assert max(work) < 1.2 * min(work)
 
 
+# What an objective sees, and what the retain term does
+
+
+def full(*ids: int, role: int = -1, reward: float | None = None) -> TokenizedResponse:
+    """A response with values of each token that tell whose they are: its ids, over 10, 100 and -1000."""
+    return dataclasses.replace(
+        answer(*ids, role=role, reward=reward),
+        step_labels=tuple((-1, 0, 1)[token % 3] for token in ids),
+        token_weights=tuple(token / 10 for token in ids),
+        behavior_logps=tuple(-float(token) for token in ids),
+    )
+
+
+def held(one: TokenizedRow) -> TokenizedRow:
+    return dataclasses.replace(one, retain=True)
+
+
+def test_values_of_each_token_by_hand():
+    batch = collate([row([1, 2], full(12, 13, 14), full(15))], PAD)
+    assert batch.step_label.tolist() == [[-1, 0, 1], [-1, 0, 0]] and batch.step_label.dtype == torch.long
+    assert batch.token_weight.tolist() == [pytest.approx([1.2, 1.3, 1.4]), pytest.approx([1.5, 0, 0])]
+    assert batch.behavior_logps.tolist() == [[-12, -13, -14], [-15, 0, 0]]
+    assert batch.token_weight.dtype == batch.behavior_logps.dtype == torch.float32
+
+
+def test_a_response_without_labels_is_unjudged_and_one_without_weights_weighs_1():
+    batch = collate([row([1], full(12, 13), answer(3))], PAD)
+    assert batch.step_label.tolist() == [[-1, 0], [0, 0]]
+    assert batch.token_weight.tolist() == [pytest.approx([1.2, 1.3]), [1, 0]]
+
+
+def test_nothing_given_is_none():
+    batch = collate([row([1], answer(2), answer(3, role=1))], PAD)
+    assert batch.step_label is batch.token_weight is batch.behavior_logps is batch.reward is None
+
+
+def test_behavior_reaches_an_objective_only_if_every_response_it_sees_has_it():
+    batch = collate([row([1], full(12, 13), answer(3, role=1))], PAD)
+    assert batch.for_objective({1, -1}).behavior_logps is None
+    assert batch.for_objective({-1}).behavior_logps.tolist() == [[-12, -13]]
+    assert batch.for_objective({1}).behavior_logps is None
+
+
 def test_retain_rows_lie_last_and_no_objective_sees_them():
     first = row([1, 2], answer(11, 12, role=1), answer(13))
-    held = dataclasses.replace(row([3], answer(21, 22, 23, role=1)), retain=True)
     last = row([4, 5, 6], answer(31))
-    batch = collate([held, first, last], PAD)
-    assert batch.num_retain == 1 and batch.rows[-1] is held
+    batch = collate([held(row([3], answer(21, 22, 23, role=1))), first, last], PAD)
+    assert batch.num_retain == 1 and batch.rows[-1].retain
     seen, alone = batch.for_objective({1, 0, -1}), collate([first, last], PAD)
     for name in ("role", "pairs", "prompt", "targets", "weight"):
         assert getattr(seen, name).tolist() == getattr(alone, name).tolist(), name
     assert len(seen.positions) == len(alone.positions) == 4
+
+
+def test_retain_rows_take_nothing_from_the_objective_and_give_it_nothing():
+    """They need no rewards and no behaviour; and theirs, if they have any, are not for the objective."""
+    rewarded, plain = row([1], full(11, 12, reward=3.0)), row([1], answer(11, 12))
+    seen = collate([held(row([3], answer(21, role=1))), rewarded], PAD).for_objective({-1})
+    assert seen.reward.tolist() == [3.0] and seen.behavior_logps.tolist() == [[-11, -12]]
+    seen = collate([held(row([3], full(21, role=1, reward=1.0))), plain], PAD).for_objective({-1})
+    assert seen.reward is seen.behavior_logps is None
+
+
+def mixed_rows(seed: int) -> list[TokenizedRow]:
+    """`some_rows` with everything given, behind two retain rows."""
+    filled = [
+        dataclasses.replace(
+            one, responses=tuple(full(*r.ids, role=r.role, reward=r.ids[0] / 7) for r in one.responses)
+        )
+        for one in some_rows(8, seed)
+    ]
+    return [held(row([7, 8], full(5, 6, role=1))), *filled, held(row([9], answer(4, role=1)))]
+
+
+@pytest.mark.parametrize("roles", [{1, -1}, {-1}, {1}, {-1, 0}, {1, 0, -1}], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_what_an_objective_sees_equals_rows_with_those_responses_alone(seed, roles):
+    rows = mixed_rows(seed)
+    seen = collate(rows, PAD).for_objective(roles)
+    kept = [
+        dataclasses.replace(one, responses=tuple(r for r in one.responses if r.role in roles))
+        for one in rows
+        if not one.retain
+    ]
+    alone = collate([one for one in kept if one.responses], PAD)
+    assert_same_but_for_padding(seen, alone)
+    assert torch.equal(seen.pairs, alone.pairs) and (len(seen.pairs) > 0) == (roles >= {1, -1})
+    assert torch.equal(seen.reward, alone.reward)
+    for name in ("step_label", "token_weight", "behavior_logps"):
+        ours, theirs = getattr(seen, name), getattr(alone, name)
+        assert torch.equal(ours[:, : theirs.shape[1]], theirs) and not ours[:, theirs.shape[1] :].any(), name
+    prompts = [index for index, one in enumerate(kept) for _ in one.responses]
+    assert seen.prompt.tolist() == prompts, "prompts keep the numbers of their rows, which name them in errors"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_is_for_and_is_retained_part_the_responses(seed):
+    batch = collate(mixed_rows(seed), PAD)
+    last = [False] * (len(batch.role) - 2) + [True] * 2
+    role = batch.role.tolist()
+    assert batch.is_retained(False).tolist() == last
+    assert batch.is_retained(True).tolist() == [a or b > 0 for a, b in zip(last, role, strict=True)]
+    for roles in ({-1}, {1, -1}, {0, -1}):
+        expected = [b in roles and not a for a, b in zip(last, role, strict=True)]
+        assert batch.is_for(roles).tolist() == expected
+
+
+def test_positives_that_only_the_retain_term_reads():
+    """An objective on negatives, `retain.positives` on: the same micro-batch serves both."""
+    batch = collate([row([1], answer(11, role=1), answer(12, 13), answer(14)), row([2], answer(15))], PAD)
+    seen = batch.for_objective({-1})
+    assert (seen.role.tolist(), seen.targets.tolist(), seen.prompt.tolist()) == ([-1] * 3, [12, 13, 14, 15], [0, 0, 1])
+    assert seen.pairs.shape == (0, 2) and len(batch.pairs) == 2
+    assert batch.targets[batch.is_retained(True)[:, None].expand(batch.mask.shape)[batch.mask]].tolist() == [11]
+    assert not (batch.is_for({-1}) & batch.is_retained(True)).any()
+    assert batch.rows == seen.rows
+
+
+def test_pairs_are_numbered_anew():
+    """The sample between them is not seen: positive 0 and negatives 2, 3 become 0, 1, 2; samples of row two go, too."""
+    first = row([1], answer(11, role=1), answer(12, role=0), answer(13), answer(14))
+    second = row([2], answer(21, role=0), answer(22), answer(23, role=1))
+    seen = collate([first, second], PAD).for_objective({1, -1})
+    assert seen.targets.tolist() == [11, 13, 14, 22, 23]
+    assert seen.pairs.tolist() == [[0, 1], [0, 2], [4, 3]]
+
+
+def test_a_stand_in_is_for_nobody():
+    """Its one response has the number of a sample and must not be taken for one."""
+    batch = collate([], PAD)
+    assert not batch.is_for({1, 0, -1}).any() and not batch.is_retained(True).any()
+    assert len(batch.for_objective({1, 0, -1}).role) == 0
+
+
+def test_retain_rows_alone_are_nothing_for_the_objective():
+    batch = collate([held(row([1], answer(2, 3, role=1)))], PAD)
+    assert not batch.is_for({1, 0, -1}).any() and batch.is_retained(False).all()
+    assert len(batch.for_objective({1}).role) == 0
