@@ -24,7 +24,7 @@ from tests import tiny
 
 pytestmark = pytest.mark.slow
 
-BOUND = re.compile(r"good answers lose at most ([\d.]+) nat a token,\s+KL is at most ([\d.]+)")
+BOUND = re.compile(r"good answers lose at most (\d+\.\d+) nat a token,\s+KL is at most (\d+\.\d+)")
 NAMES = [name for name in objectives.available() if NEGATIVE in objectives.load(name).roles()]
 GOOD = "builtin:pairs heldout: good answers"
 
