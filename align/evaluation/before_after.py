@@ -69,7 +69,7 @@ class BeforeAfter(TrainerCallback):
         self.result["after"] = self._measure(at_start=False)
         self.result["answers_after"] = self._answers()
         self._write()
-        if self.state.is_main_process:
+        if self.state.is_main_process and self.held_out.sets:
             print(f"\n{table(self.result['before'], self.result['after'])}\n")
             print(answers_text(self.result["prompts"], self.result["answers_before"], self.result["answers_after"]))
             print(flush=True)

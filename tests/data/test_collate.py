@@ -385,9 +385,7 @@ def test_retain_rows_take_nothing_from_the_objective_and_give_it_nothing():
 def mixed_rows(seed: int) -> list[TokenizedRow]:
     """`some_rows` with everything given, behind two retain rows."""
     filled = [
-        dataclasses.replace(
-            one, responses=tuple(full(*r.ids, role=r.role, reward=r.ids[0] / 7) for r in one.responses)
-        )
+        dataclasses.replace(one, responses=tuple(full(*r.ids, role=r.role, reward=r.ids[0] / 7) for r in one.responses))
         for one in some_rows(8, seed)
     ]
     return [held(row([7, 8], full(5, 6, role=1))), *filled, held(row([9], answer(4, role=1)))]

@@ -74,6 +74,12 @@ def test_a_weight_of_zero_is_a_weight():
     assert parse({"prompt": "Hi", "responses": [response]}).responses[0].weight == 0.0
 
 
+def test_log_probs_of_who_wrote_it():
+    given = [{"text": "a", "role": "negative", "behavior_logps": logps} for logps in ([-1, 0, -2.5], None)]
+    found = parse({"prompt": "Hi", "responses": given}).responses
+    assert found == (Response("a", "negative", behavior_logps=(-1.0, 0.0, -2.5)), Response("a", "negative"))
+
+
 def test_a_step_may_lack_its_label_and_end_with_the_text():
     response = {"text": "one", "role": "negative", "steps": [{"end": 3}]}
     assert parse({"prompt": "Hi", "responses": [response]}).responses[0].steps == (Step(3, None),)
@@ -240,6 +246,7 @@ NO_RESPONSES = (
 )
 NOT_ONE_ANSWER = "'chosen' and 'rejected' must be the same prompt with one assistant message each"
 
+LOGPS = "responses[0].behavior_logps"
 WRONG = [
     ([], "is a list, not an object with a prompt and responses"),
     ("Hi", "is text, not an object with a prompt and responses"),
@@ -266,6 +273,13 @@ WRONG = [
     (with_response(weight=float("inf")), "responses[0].weight is inf, not a finite number"),
     (with_response(weight="2"), "responses[0].weight is '2', not a finite number"),
     (with_response(weight=-0.5), "responses[0].weight is -0.5, below 0: the role says the direction"),
+    (with_response(behavior_logps=[]), LOGPS + " is empty, not a list with a log-prob for each token"),
+    (with_response(behavior_logps=0), LOGPS + " is a number, not a list with a log-prob for each token"),
+    (with_response(behavior_logps={}), LOGPS + " is an object, not a list with a log-prob for each token"),
+    (with_response(behavior_logps=[-1, "-2"]), LOGPS + "[1] is '-2', not a finite number"),
+    (with_response(behavior_logps=[None]), LOGPS + "[0] is None, not a finite number"),
+    (with_response(behavior_logps=[float("-inf")]), LOGPS + "[0] is -inf, not a finite number"),
+    (with_response(behavior_logps=[-1, 0.5]), LOGPS + " holds 0.5, above 0: they are natural logs of probabilities"),
     (with_response(steps="12"), "responses[0].steps is not a list of {end, label}"),
     (with_steps(3), "responses[0].steps is not a list of {end, label}"),
     (with_steps({"label": 1}), "responses[0].steps is not a list of {end, label}"),

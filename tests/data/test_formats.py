@@ -109,7 +109,55 @@ def test_sharegpt_pair():
     )
 
 
+# Scores as rewards
+
+
+SAID = [{"role": "user", "content": "Hi"}]
+PAIRS = {
+    "texts": {"prompt": "Hi", "chosen": "Yes", "rejected": "No"},
+    "messages": {
+        "chosen": [*SAID, {"role": "assistant", "content": "Yes"}],
+        "rejected": [*SAID, {"role": "assistant", "content": "No"}],
+    },
+    "transcripts": {"chosen": DIALOGUE + " Yes", "rejected": DIALOGUE + " No"},
+    "ShareGPT": {
+        "conversations": said("human: Hi"),
+        "chosen": said("gpt: Yes")[0],
+        "rejected": said("gpt: No")[0],
+    },
+}
+
+
+@pytest.mark.parametrize("row", PAIRS.values(), ids=PAIRS)
+@pytest.mark.parametrize("names", [("score_chosen", "score_rejected"), ("chosen_score", "rejected_score")], ids=str)
+def test_scores_are_rewards(row, names):
+    found = parse({**row, names[0]: 8, names[1]: -1.5}).responses
+    assert found == (Response("Yes", "positive", 8.0), Response("No", "negative", -1.5))
+
+
+def test_a_score_of_0_is_a_reward_and_the_order_of_scores_does_not_matter():
+    found = parse({**PAIRS["texts"], "score_chosen": 0, "score_rejected": 3}).responses
+    assert [(one.role, one.reward) for one in found] == [("positive", 0.0), ("negative", 3.0)]
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [{}, {"score_chosen": 8}, {"score_chosen": 8, "score_rejected": None}, {"score_chosen": 8, "rejected_score": 1}],
+    ids=["none", "one", "null", "of two formats"],
+)
+def test_half_a_score_is_none(scores):
+    """A reward on one side alone would be dropped with the whole run's."""
+    assert [one.reward for one in parse({**PAIRS["texts"], **scores}).responses] == [None, None]
+
+
+def test_scores_of_rows_that_are_no_pairs_are_none():
+    row = {"prompt": "Hi", "positives": ["Yes"], "negatives": ["No"], "score_chosen": 8, "score_rejected": 1}
+    assert [one.reward for one in parse(row).responses] == [None, None]
+
+
 WRONG = [
+    ({**PAIRS["texts"], "score_chosen": "8", "score_rejected": 1}, "score_chosen is '8', not a finite number"),
+    ({**PAIRS["texts"], "score_chosen": 8, "score_rejected": float("nan")}, "score_rejected is nan, not a finite"),
     ({"prompt": "Hi", "negatives": ["a"], "neg_steps": [None, None]}, "'neg_steps' is not a list with one entry for"),
     ({"prompt": "Hi", "negatives": ["a"], "neg_steps": [3]}, "neg_steps[0] is not two lists of one length"),
     (

@@ -9,10 +9,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from align.data.examples import Example, Prompt, Response
+from align.data.examples import Example, Prompt, Response, Step
 from align.data.sources import Ledger
-from align.data.tokenize import PromptTooLong, encode_prompt, encode_response, encode_row, prompt_text
+from align.data.tokenize import PromptTooLong, encode_prompt, encode_response, encode_row, prompt_text, step_labels
 from align.errors import UserError
+from tests import tiny
 
 # Tokenizers, made in memory
 
@@ -459,3 +460,172 @@ def test_prompt_too_long(short_by):
     with pytest.raises(PromptTooLong) as error:
         encode(tokenizer, Response("No.", "negative"), max_length=length - short_by)
     assert str(error.value) == f"{length} tokens of prompt, data.max_length is {length - short_by}"
+
+
+# Judged steps
+
+
+def judged(text: str, *steps: tuple[str, int | None], role: str = "negative") -> Response:
+    """A response whose first characters are these steps, one behind the other."""
+    ends = [sum(len(piece) for piece, _ in steps[: index + 1]) for index in range(len(steps))]
+    assert text.startswith("".join(piece for piece, _ in steps))
+    return Response(text, role, steps=tuple(Step(end, label) for end, (_, label) in zip(ends, steps, strict=True)))
+
+
+def labelled(tokenizer, response: Response, prompt: Prompt = "Hi") -> list[tuple[str, int]]:
+    """(token's text, label) of every token of the response, end-of-turn token included."""
+    prompt_ids = encode_prompt(tokenizer, prompt)
+    ids = encode_response(tokenizer, prompt, prompt_ids, response.text)
+    labels = step_labels(tokenizer, prompt, prompt_ids, response, len(ids))
+    assert len(labels) == len(ids)
+    return [(text_of(tokenizer, [token]), label) for token, label in zip(ids, labels, strict=True)]
+
+
+TINY = {"ChatML": tiny.CHATML, "plain text": None}
+
+
+@pytest.mark.parametrize("template", TINY.values(), ids=TINY)
+def test_step_labels_of_bytes_by_hand(template):
+    """Spaces of their own are tokens of the step they are in; the end of the turn is nobody's."""
+    response = judged("ab c.d", ("ab", 1), (" c.", -1))
+    expected = [("a", 1), ("b", 1), (" ", -1), ("c", -1), (".", -1), ("d", 0), ("<|im_end|>", 0)]
+    assert labelled(tiny.tokenizer(template), response) == expected
+
+
+@pytest.mark.parametrize("template", TINY.values(), ids=TINY)
+def test_unjudged_steps_are_0(template):
+    response = judged("abcd", ("a", 1), ("bc", None), ("d", -1))
+    assert [label for _, label in labelled(tiny.tokenizer(template), response)] == [1, 0, 0, -1, 0]
+
+
+def test_no_judged_step_is_no_labels():
+    tokenizer = tiny.tokenizer()
+    for response in (Response("ab", "negative"), judged("ab", ("a", None), ("b", None))):
+        assert step_labels(tokenizer, "Hi", encode_prompt(tokenizer, "Hi"), response, 3) is None
+
+
+@pytest.mark.parametrize("template", TINY.values(), ids=TINY)
+def test_all_tokens_of_one_character_belong_to_its_step(template):
+    """UTF-8: é is two bytes, 中 three, 😀 four; offsets of steps count characters."""
+    response = judged("é中a😀b", ("é", 1), ("中", -1), ("a", None), ("😀", 1), ("b", -1))
+    labels = [label for _, label in labelled(tiny.tokenizer(template), response)]
+    assert labels == [1] * 2 + [-1] * 3 + [0] + [1] * 4 + [-1] + [0]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_token_that_begins_with_a_space_belongs_to_the_step_of_its_word(name):
+    """The space is the last character of the first step, the word behind it the second step."""
+    tokenizer = TOKENIZERS[name]()
+    found = labelled(tokenizer, judged("Yes, it is.", ("Yes, it ", 1), ("is.", -1)))
+    assert (" is", -1) in found and (" it", 1) in found
+    assert "".join(text for text, label in found if label == 1) == "Yes, it"
+    assert found[-1] == (END_OF_TURN[name], 0)
+
+
+def test_a_token_across_a_border_belongs_to_the_step_of_its_first_character():
+    found = labelled(chatml(), judged("Yes, it is.", ("Yes, i", 1), ("t is.", -1)))
+    assert (" it", 1) in found and (" is", -1) in found
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("around", ["{}", "  {}", "{} \n ", "\n\n{}\n"], ids=repr)
+def test_labels_with_and_without_spaces_that_a_template_trims(name, around):
+    """Llama 3's template trims; the others write the answer as it is."""
+    text = around.format("Yes, it is.")
+    lead, tail = around.split("{}")
+    found = labelled(TOKENIZERS[name](), judged(text, (lead + "Yes,", 1), (" it", -1), (" is." + tail, 1)))
+    words = [(piece.strip(), label) for piece, label in found[:-1] if piece.strip()]
+    assert [label for _, label in words] == [1] * (len(words) - 3) + [-1, 1, 1]
+    assert [word for word, _ in words[-3:]] == ["it", "is", "."]
+    assert found[-1] == (END_OF_TURN[name], 0), "the end of the turn is no part of a step whose spaces were trimmed"
+
+
+@pytest.mark.parametrize("answer", ["Hi", "end", "im", "assistant", "e", "|"])
+def test_an_answer_that_occurs_elsewhere_in_the_rendered_text_is_found_at_its_place(answer):
+    """In the prompt, in the header of the turn, or in the end-of-turn token behind it."""
+    found = labelled(tiny.tokenizer(), judged(answer, (answer[:1], -1), *([(answer[1:], 1)] if answer[1:] else [])))
+    assert found == [(answer[:1], -1), *[(letter, 1) for letter in answer[1:]], ("<|im_end|>", 0)]
+
+
+def test_steps_after_several_turns_are_those_of_the_last_answer():
+    found = labelled(tiny.tokenizer(), judged("Hello.", ("Hel", 1), ("lo.", -1)), TURNS)
+    assert [label for _, label in found] == [1, 1, 1, -1, -1, -1, 0]
+
+
+def test_a_cut_response_keeps_the_labels_of_what_is_left():
+    tokenizer = tiny.tokenizer()
+    length = len(encode_prompt(tokenizer, "Hi")) + 4
+    row, ledger = encode(tokenizer, judged("abcdef", ("abc", 1), ("def", -1)), max_length=length)
+    assert row.responses[0].step_labels == (1, 1, 1, -1) and len(row.responses[0].ids) == 4
+    assert ledger.dropped == {"response truncated": 1}
+
+
+def test_a_row_carries_labels_of_the_judged_responses():
+    row, ledger = encode(tiny.tokenizer(), judged("ab", ("a", 1)), Response("c", "negative"), judged("d", ("d", None)))
+    assert [response.step_labels for response in row.responses] == [(1, 0, 0), None, None]
+    assert ledger.dropped == {}
+
+
+CHANGES = {
+    "upper case": ("message['content']", "message['content'] | upper"),
+    "nothing of it": ("message['content']", "'...'"),
+}
+
+
+@pytest.mark.parametrize("prompt", ["Hi", "Is it no way?"], ids=["elsewhere", "also in the prompt"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_template_that_changes_the_answer_is_counted_and_the_response_kept(change, prompt):
+    """The prompt may hold the answer as it was given: it must not be taken for it."""
+    old, new = change
+    template = tiny.CHATML.replace(old, f"({new} if message['role'] == 'assistant' else {old})")
+    # the probe that tells the end of the turn must come through, as through real templates that drop thoughts only
+    template = template.replace("if message['role']", "if message['content'] != 'Answer7391' and message['role']")
+    ledger, example = Ledger(), Example(prompt, (judged("no way", ("no", 1)),), "by hand", "my.jsonl:7")
+    row = encode_row(tiny.tokenizer(template), example, roles={-1}, max_length=200, ledger=ledger)
+    assert [response.step_labels for response in row.responses] == [None] and row.responses[0].ids
+    assert ledger.dropped == {"steps unused: the chat template changes the answer": 1}
+    assert ledger.places["steps unused: the chat template changes the answer"] == ["my.jsonl:7"]
+
+
+def test_a_tokenizer_without_offsets_is_a_user_error():
+    tokenizer = tiny.tokenizer()
+    prompt_ids = encode_prompt(tokenizer, "Hi")
+
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(UserError, match="does not tell where its tokens begin; use a model with a fast tokenizer"):
+        step_labels(Slow(), "Hi", prompt_ids, judged("ab", ("a", 1)), 3)
+    assert step_labels(Slow(), "Hi", prompt_ids, Response("ab", "negative"), 3) is None
+
+
+# Log-probs of who wrote it
+
+
+def logged(text: str, *logps: float) -> Response:
+    return Response(text, "negative", behavior_logps=logps)
+
+
+@pytest.mark.parametrize("template", TINY.values(), ids=TINY)
+def test_behavior_logps_are_one_for_each_token_with_the_end_of_turn(template):
+    row, ledger = encode(tiny.tokenizer(template), logged("ab", -1, -2, -3), Response("c", "negative"))
+    assert [response.behavior_logps for response in row.responses] == [(-1, -2, -3), None]
+    assert ledger.dropped == {}
+
+
+@pytest.mark.parametrize("logps", [(-1.0, -2.0), (-1.0, -2.0, -3.0, -4.0)], ids=["without the end", "one too many"])
+def test_behavior_logps_of_another_length_are_counted_and_the_response_kept(logps):
+    row, ledger = encode(tiny.tokenizer(), logged("ab", *logps))
+    assert row.responses[0].behavior_logps is None and len(row.responses[0].ids) == 3
+    reason = "behavior_logps unused: not one for each token"
+    assert (ledger.dropped, ledger.places) == ({reason: 1}, {reason: ["my.jsonl:7"]})
+
+
+def test_behavior_logps_of_a_cut_response_are_cut():
+    """They are compared with the tokens of the whole response, not with those that are left."""
+    tokenizer = tiny.tokenizer()
+    length = len(encode_prompt(tokenizer, "Hi")) + 2
+    given = [logged("abc", -1, -2, -3, -4), logged("abc", -1, -2)]
+    row, ledger = encode(tokenizer, *given, max_length=length)
+    assert [response.behavior_logps for response in row.responses] == [(-1, -2), None]
+    assert ledger.dropped == {"response truncated": 2, "behavior_logps unused: not one for each token": 1}
