@@ -12,7 +12,7 @@ from align.data.examples import Example, Prompt, Response, Step
 from align.data.load import Rows, load
 from align.data.nat import inference_label, labelled, under_labels
 from align.errors import UserError
-from align.recipe import Data, Eval, Grade, Nat, Recipe, Source, Weights
+from align.recipe import Data, Eval, Grade, Nat, Recipe, Retain, Source, Weights
 from tests import tiny
 
 NAT = Nat(success="Right.", failure="Wrong.")
@@ -127,13 +127,14 @@ def write(file: Path, *rows: dict) -> str:
     return str(file)
 
 
-def loaded(train: str, held_out: str, nat: Nat | None = NAT, weights: Weights | None = None) -> Rows:
+def loaded(train: str, held_out: str, nat: Nat | None = NAT, weights: Weights | None = None, retain: str = "") -> Rows:
     recipe = Recipe(
         name="test",
         objective={"name": "nll"},
         output="nowhere",
         data=Data(sources=[Source(path=train)], max_length=120, nat=nat),
         weights=weights or Weights(),
+        retain=Retain(sources=[Source(path=retain)] if retain else []),
         eval=Eval(sources=[Source(path=held_out)], holdout=0.0),
     )
     return load(recipe, tiny.tokenizer(), objectives.load("nll")())
@@ -233,3 +234,9 @@ def test_a_row_that_no_grade_fits_is_a_user_error(tmp_path, files, reward, what)
 def test_weights_of_positives_are_those_of_all(files):
     rows = loaded(*files, weights=Weights(positive=3.0))
     assert [response.weight for row in rows.train for response in row.responses] == [3.0, 3.0]
+
+
+def test_retain_rows_have_no_label(files):
+    """They hold the policy where it is used without one; their negatives are not imitated."""
+    rows = loaded(*files, retain=files[1])
+    assert read(rows.retain) == [(chat("Ho"), ["Yes<|im_end|>"])]

@@ -6,13 +6,15 @@ import functools
 from collections.abc import Sequence
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from align.data.examples import Example, Prompt, Response, Step
 from align.data.sources import Ledger
 from align.data.tokenize import PromptTooLong, encode_prompt, encode_response, encode_row, prompt_text, step_labels
 from align.errors import UserError
+from align.models import EMBEDDED, cache_folder
 from tests import tiny
 
 # Tokenizers, made in memory
@@ -545,6 +547,51 @@ def test_an_answer_that_occurs_elsewhere_in_the_rendered_text_is_found_at_its_pl
     """In the prompt, in the header of the turn, or in the end-of-turn token behind it."""
     found = labelled(tiny.tokenizer(), judged(answer, (answer[:1], -1), *([(answer[1:], 1)] if answer[1:] else [])))
     assert found == [(answer[:1], -1), *[(letter, 1) for letter in answer[1:]], ("<|im_end|>", 0)]
+
+
+@pytest.mark.parametrize("template", TINY.values(), ids=TINY)
+@pytest.mark.parametrize("prefix", [True, False], ids=["Llama 2", "Gemma"])
+def test_labels_of_a_tokenizer_that_falls_back_to_bytes(prefix, template):
+    """As SentencePiece: spaces are `▁`, one may stand before the text, unknown characters are several byte tokens."""
+    words = [*(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdeHiYsuratn\n"]
+    inner = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, [], byte_fallback=True))
+    spaces = normalizers.Replace(" ", "▁")
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
+    inner.add_special_tokens([tiny.START, tiny.END])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=tiny.END, chat_template=template)
+    response = judged("Yes é中 a😀b", ("Yes", 1), (" é", -1), ("中", 1), (" a", None), ("😀", -1), ("b", 1))
+    labels = [label for _, label in labelled(tokenizer, response)]
+    in_front = [1] if prefix and template is None else []
+    assert labels == [*in_front, 1, 1, 1, -1, -1, -1, 1, 1, 1, 0, 0, -1, -1, -1, -1, 1, 0]
+
+
+def test_labels_of_the_embedded_tokenizer():
+    """A real vocabulary. Every token's label is that of the step in which its first visible character lies."""
+    folder = cache_folder() / EMBEDDED
+    if not (folder / "tokenizer.json").is_file():
+        pytest.skip("not fetched yet")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    steps = [
+        ("First, 12 plus 30 is 42.\n", 1),
+        ("Naïvely ≈ 43 🙂,", -1),
+        (" then\n\n", None),
+        ("so 42", 1),
+        (" it is", -1),
+    ]
+    text = "".join(piece for piece, _ in steps) + " indeed"
+    prompt_ids = encode_prompt(tokenizer, "First, 12 plus 30?")
+    ids = encode_response(tokenizer, "First, 12 plus 30?", prompt_ids, text)
+    labels = step_labels(tokenizer, "First, 12 plus 30?", prompt_ids, judged(text, *steps), len(ids))
+    spoken = {1: b"", -1: b"", 0: b""}
+    decode = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    for token, label in zip(tokenizer.convert_ids_to_tokens(ids[:-1]), labels, strict=False):
+        spoken[label] += bytes(decode[letter] for letter in token)
+    expected = {label: "".join(piece for piece, own in steps if own == label) for label in (1, -1)}
+    expected[0] = " then\n\n" + " indeed"
+    without_spaces = {label: "".join(said.decode().split()) for label, said in spoken.items()}
+    assert without_spaces == {label: "".join(piece.split()) for label, piece in expected.items()}
+    assert len(labels) == len(ids) and labels[-1] == 0 and ids[-1] == tokenizer.eos_token_id
+    assert max(map(len, tokenizer.convert_ids_to_tokens(ids[:-1]))) > 4, "words are single tokens"
 
 
 def test_steps_after_several_turns_are_those_of_the_last_answer():
