@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from align.data.examples import Example, Response
@@ -64,6 +65,18 @@ def llama(seed: int = 0, **config) -> LlamaForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(**defaults | config)).eval()
+
+
+class Wrapper(nn.Module):
+    """Holds a model as `module`, as DDP and DeepSpeed do, and counts the calls of its own forward."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module, self.calls = module, 0
+
+    def forward(self, *args, **kwargs):
+        self.calls += 1
+        return self.module(*args, **kwargs)
 
 
 def save(folder: str | Path, seed: int = 0, **config) -> None:

@@ -102,6 +102,13 @@ def in_two_parts(objective: Objective, batch: Batch, cut: int) -> list[Batch]:
     return [dataclasses.replace(part, step=step) for part, step in zip(parts, steps, strict=True)]
 
 
+def assert_cut_does_not_matter(objective: Objective, whole: Batch, cut: int) -> None:
+    """The losses of a step, and their gradients, are the same however its prompts fall into two micro-batches."""
+    losses = torch.cat([objective(part).losses for part in in_two_parts(objective, whole, cut)])
+    torch.testing.assert_close(losses, objective(whole).losses)
+    torch.testing.assert_close(gradient(losses, whole), gradient(objective(whole).losses, whole))
+
+
 def uneven_responses(seed: int = 5, spread: float = 1.0, counts=((2, 1), (0, 3), (1, 0)), samples: int = 0) -> Batch:
     """Prompts with so many positives and negatives, one with negatives alone and one with a positive alone.
 

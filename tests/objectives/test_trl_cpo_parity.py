@@ -7,33 +7,20 @@ it, and its loss reads them anew each time.
 
 from __future__ import annotations
 
-import copy
-import importlib
-
 import pytest
 import torch
 
-from align.data.collate import collate
-from align.data.examples import parse_row
-from align.data.sources import Ledger
-from align.data.tokenize import encode_row
 from align.objectives import Batch, load
 from align.objectives._pairs import of_pairs
-from align.scoring.logprobs import response_logps
 from tests import tiny
+from tests.objectives import trl_oracle
 from tests.objectives.loops import bare, uneven_pairs
+from tests.objectives.trl_oracle import PAIRS, assert_same
 
 pytest.importorskip("trl", reason="TRL is the oracle")
 
-PAIRS = [
-    ("Where is it?", " Here.", " I know not"),
-    ("Two and two make what?", " Four it is", " 5"),
-    ("Say hello in German", " Hallo!", " Bonjour"),
-]
 # TRL's ORPO counts the tokens of the prompt as well, but cannot predict the first: with one byte none are left.
-ONE_BYTE = [(letter, chosen, rejected) for letter, (_, chosen, rejected) in zip("ABC", PAIRS, strict=True)]
-# TRL scores what a template writes behind the end of a turn, we do not; so here it writes nothing.
-CHATML = tiny.CHATML.replace("'<|im_end|>' + '\\n' }}", "'<|im_end|>' }}")
+ONE_BYTE = [pair | {"prompt": letter} for letter, pair in zip("ABC", PAIRS, strict=True)]
 
 # Ours with its options, and what TRL's CPOTrainer is set to.
 CASES = {
@@ -61,92 +48,48 @@ CASES = {
         {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.3, "cpo_alpha": 0.0, "alpha": -0.5},
     ),
 }
-PLAIN = {"loss_type": "sigmoid", "beta": 0.1, "cpo_alpha": 1.0, "label_smoothing": 0.0, "alpha": 0.0}
+PLAIN = {
+    "loss_type": "sigmoid",
+    "beta": 0.1,
+    "cpo_alpha": 1.0,
+    "label_smoothing": 0.0,
+    "alpha": 0.0,
+    "simpo_gamma": 0.5,
+}
 
 each_case = pytest.mark.parametrize("case", CASES)
 
 
-@pytest.fixture(scope="module")
-def policy():
-    return tiny.llama(seed=1)
-
-
-@pytest.fixture(scope="module", params=["text", "chat"])
-def encoder(request):
-    return tiny.tokenizer(CHATML if request.param == "chat" else None)
-
-
 def our_batch(policy, encoder, pairs) -> Batch:
-    """The pairs as our trainer takes them: encode, collate, score."""
-    rows = []
-    for prompt, chosen, rejected in pairs:
-        example = parse_row({"prompt": prompt, "chosen": chosen, "rejected": rejected}, source="", place="")
-        rows.append(encode_row(encoder, example, roles={1, -1}, max_length=128, ledger=Ledger()))
-    micro = collate(rows, encoder.eos_token_id)
-    return Batch(response_logps(policy, micro), micro.mask, micro.role, micro.prompt, micro.pairs)
-
-
-def trl_trainer(kind: str, policy, encoder, pairs, folder):
-    """TRL's own trainer on a copy of `policy`, and its data loader's only batch. Skips if its interface has moved."""
-    datasets = pytest.importorskip("datasets")
-    rows = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in pairs]
-    if encoder.chat_template:
-        roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-        rows = [{key: [{"role": roles[key], "content": text}] for key, text in row.items()} for row in rows]
-    try:
-        module = importlib.import_module(f"trl.experimental.{kind.lower()}")
-        args = getattr(module, f"{kind}Config")(
-            output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", max_length=128,
-            activation_checkpointing=False, per_device_train_batch_size=len(pairs), disable_tqdm=True,
-        )  # fmt: skip
-        trainer = getattr(module, f"{kind}Trainer")(
-            model=copy.deepcopy(policy), args=args, train_dataset=datasets.Dataset.from_list(rows),
-            processing_class=encoder,
-        )  # fmt: skip
-        batches = list(trainer.get_train_dataloader())
-    except (ImportError, TypeError, AttributeError) as moved:
-        pytest.skip(f"TRL's interface has moved: {moved}")
-    assert len(batches) == 1
-    return trainer, batches[0]
+    return trl_oracle.scored(policy, trl_oracle.collated(trl_oracle.encoded(pairs, encoder), encoder))
 
 
 @pytest.fixture(scope="module")
-def cpo_trainer(policy, encoder, tmp_path_factory):
-    return trl_trainer("CPO", policy, encoder, PAIRS, tmp_path_factory.mktemp("cpo"))
+def trainer(policy, encoder, tmp_path_factory):
+    more = {"loss_type": "simpo"}  # so that it has a simpo_gamma to set
+    folder = tmp_path_factory.mktemp("cpo")
+    return trl_oracle.trl_trainer("trl.experimental.cpo", "CPO", policy, PAIRS, encoder, folder, **more)
 
 
-def set_up(trainer, options: dict) -> None:
-    for name, value in (PLAIN | {"simpo_gamma": 0.5} | options).items():
-        setattr(trainer, name, value)
-
-
-def assert_same_gradients(ours: torch.Tensor, policy, theirs: torch.Tensor, their_model) -> None:
-    assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
-    names, weights = zip(*policy.named_parameters(), strict=True)
-    their_names, their_weights = zip(*their_model.named_parameters(), strict=True)
-    assert names == their_names
-    found = torch.autograd.grad(ours, weights, retain_graph=True)
-    for name, one, other in zip(names, found, torch.autograd.grad(theirs, their_weights), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: name + text)
+def orpo_trainer(policy, encoder, pairs, folder):
+    return trl_oracle.trl_trainer("trl.experimental.orpo", "ORPO", policy, pairs, encoder, folder)
 
 
 @each_case
-def test_loss_and_gradient_of_every_weight(case, policy, encoder, cpo_trainer):
+def test_loss_and_gradient_of_every_weight(case, policy, encoder, trainer, inputs):
     (name, hyper), theirs = CASES[case]
-    trainer, their_batch = cpo_trainer
-    set_up(trainer, theirs)
+    trl_oracle.set_options(trainer, PLAIN | theirs)
     batch = our_batch(policy, encoder, PAIRS)
     assert len(set(batch.mask.sum(-1).tolist())) > 3
-    loss = trainer.compute_loss(trainer.model, their_batch)
-    assert_same_gradients(load(name)(**hyper)(batch).losses.mean(), policy, loss, trainer.model)
+    loss = trainer.compute_loss(trainer.model, inputs)
+    assert_same(load(name)(**hyper)(batch).losses.mean(), policy, loss, trainer.model)
 
 
 @each_case
-def test_public_loss_on_the_same_log_probs(case, cpo_trainer):
+def test_public_loss_on_the_same_log_probs(case, trainer):
     """`cpo_loss` has no likelihood term, so ours goes without; float64."""
     (name, hyper), theirs = CASES[case]
-    trainer, _ = cpo_trainer
-    set_up(trainer, theirs)
+    trl_oracle.set_options(trainer, PLAIN | theirs)
     hyper = hyper | ({"alpha": 0.0} if name == "cpo" else {})
     batch = bare(uneven_pairs(), shift=-3.0)
     logps = batch.logps.detach().double().requires_grad_()
@@ -168,7 +111,7 @@ def test_alphapo_is_what_trl_calls_so(tmp_path):
 @pytest.mark.parametrize("weight", [0.1, 0.7])
 def test_orpo_on_the_same_log_probs(weight, policy, tmp_path):
     """TRL counts in float32, and calls lambda beta. Ours less its likelihood term, which is lambda = 0."""
-    trainer, _ = trl_trainer("ORPO", policy, tiny.tokenizer(None), ONE_BYTE, tmp_path)
+    trainer = orpo_trainer(policy, tiny.tokenizer(None), ONE_BYTE, tmp_path)
     trainer.beta = weight
     batch = bare(uneven_pairs(), shift=-3.0)
     ours = load("orpo")(lambda_=weight)(batch).losses - load("orpo")(lambda_=0.0)(batch).losses
@@ -182,18 +125,18 @@ def test_orpo_on_the_same_log_probs(weight, policy, tmp_path):
 def test_orpo_loss_and_gradient_of_every_weight(weight, policy, tmp_path):
     """The whole loss, under prompts of one token, which leave TRL's likelihood term the response alone."""
     encoder = tiny.tokenizer(None)
-    trainer, their_batch = trl_trainer("ORPO", policy, encoder, ONE_BYTE, tmp_path)
+    trainer = orpo_trainer(policy, encoder, ONE_BYTE, tmp_path)
     trainer.beta = weight
-    loss = trainer.compute_loss(trainer.model, their_batch)
+    loss = trainer.compute_loss(trainer.model, trl_oracle.only_batch(trainer))
     ours = load("orpo")(lambda_=weight, nll="trl")(our_batch(policy, encoder, ONE_BYTE)).losses.mean()
-    assert_same_gradients(ours, policy, loss, trainer.model)
+    assert_same(ours, policy, loss, trainer.model)
 
 
 def test_orpo_counts_prompt_tokens_in_trl_alone(policy, tmp_path):
     """With longer prompts the two differ, as the docstring of ours says; the paper's own term is another still."""
     encoder = tiny.tokenizer(None)
-    trainer, their_batch = trl_trainer("ORPO", policy, encoder, PAIRS, tmp_path)
-    theirs = trainer.compute_loss(trainer.model, their_batch).item()
+    trainer = orpo_trainer(policy, encoder, PAIRS, tmp_path)
+    theirs = trainer.compute_loss(trainer.model, trl_oracle.only_batch(trainer)).item()
     batch = our_batch(policy, encoder, PAIRS)
     ours = {nll: load("orpo")(lambda_=trainer.beta, nll=nll)(batch).losses.mean().item() for nll in ("trl", "paper")}
     assert len({round(value, 3) for value in (theirs, *ours.values())}) == 3

@@ -8,7 +8,7 @@ unequal length.
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -17,26 +17,12 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from align.data.collate import MicroBatch, collate
-from align.data.examples import parse_row
-from align.data.sources import Ledger
-from align.data.tokenize import encode_row
+from align.data.collate import MicroBatch
 from align.objectives import Batch, load
-from align.reference import FROZEN, References, freeze
-from align.scoring.logprobs import response_logps
-from tests import tiny
+from tests.objectives import trl_oracle
+from tests.objectives.trl_oracle import PAIRS
 
 trl = pytest.importorskip("trl", reason="TRL is the oracle")
-
-PAIRS = [
-    ("Where is it?", " Here.", " I know not"),
-    ("Two and two make what?", " Four it is", " 5"),
-    ("Say hello in German", " Hallo!", " Bonjour"),
-]  # short: TRL sums log-probs before it subtracts the reference's, and loses digits of long ones in fp32
-# TRL scores what a template writes behind the end of a turn, we do not; so here it writes nothing.
-CHATML = tiny.CHATML.replace("'<|im_end|>' + '\\n' }}", "'<|im_end|>' }}")
-
-Gradients = dict[str, torch.Tensor]
 
 # What the loss of TRL's trainer reads, as one without options has it.
 PLAIN = {
@@ -117,23 +103,8 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def policy():
-    return tiny.llama(seed=1)
-
-
-@pytest.fixture(scope="module")
 def reference(policy):
-    """A frozen copy with slightly other weights."""
-    copied = freeze(copy.deepcopy(policy))
-    generator = torch.Generator().manual_seed(2)
-    for weight in copied.parameters():
-        weight += 0.04 * torch.randn(weight.shape, generator=generator)
-    return copied
-
-
-@pytest.fixture(scope="module", params=["text", "chat"])
-def encoder(request):
-    return tiny.tokenizer(CHATML if request.param == "chat" else None)
+    return trl_oracle.moved_copy(policy, seed=2)
 
 
 def concentration(model, micro: MicroBatch) -> torch.Tensor:
@@ -146,75 +117,28 @@ def concentration(model, micro: MicroBatch) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def batch(policy, reference, encoder) -> Batch:
-    """The pairs as the trainer takes them: encode, collate, score."""
-    rows = []
-    for prompt, chosen, rejected in PAIRS:
-        example = parse_row({"prompt": prompt, "chosen": chosen, "rejected": rejected}, source="", place="")
-        rows.append(encode_row(encoder, example, roles={1, -1}, max_length=128, ledger=Ledger()))
-    micro = collate(rows, encoder.eos_token_id)
-    return Batch(
-        logps=response_logps(policy, micro),
-        mask=micro.mask,
-        role=micro.role,
-        prompt=micro.prompt,
-        pairs=micro.pairs,
-        ref_logps=References(FROZEN, None, {FROZEN: reference}).logps(policy, micro),
-        extras={"concentration": concentration(policy, micro)},
-    )
+    micro = trl_oracle.collated(trl_oracle.encoded(PAIRS, encoder), encoder)
+    extras = {"concentration": concentration(policy, micro)}
+    return dataclasses.replace(trl_oracle.scored(policy, micro, reference), extras=extras)
 
 
 @pytest.fixture(scope="module")
 def trainer(policy, reference, encoder, tmp_path_factory):
-    """TRL's own; skips if its interface has moved."""
-    datasets = pytest.importorskip("datasets")
-    rows = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in PAIRS]
-    if encoder.chat_template:
-        roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-        rows = [{key: [{"role": roles[key], "content": text}] for key, text in row.items()} for row in rows]
-    try:
-        args = trl.DPOConfig(
-            output_dir=str(tmp_path_factory.mktemp("trl")), use_cpu=True, bf16=False, report_to="none",
-            max_length=128, activation_checkpointing=False, per_device_train_batch_size=len(PAIRS),
-            disable_tqdm=True, use_weighting=True,  # so that the model's head tells what WPO needs
-        )  # fmt: skip
-        return trl.DPOTrainer(
-            model=copy.deepcopy(policy), ref_model=copy.deepcopy(reference), args=args,
-            train_dataset=datasets.Dataset.from_list(rows), processing_class=encoder,
-        )  # fmt: skip
-    except (TypeError, AttributeError) as moved:
-        pytest.skip(f"TRL's interface has moved: {moved}")
-
-
-@pytest.fixture(scope="module")
-def inputs(trainer) -> dict[str, torch.Tensor]:
-    """The only batch of TRL's own data loader."""
-    batches = list(trainer.get_train_dataloader())
-    assert len(batches) == 1
-    return batches[0]
+    folder = tmp_path_factory.mktemp("trl")
+    more = {"use_weighting": True}  # so that the model's head tells what WPO needs
+    return trl_oracle.trl_trainer("trl", "DPO", policy, PAIRS, encoder, folder, reference, **more)
 
 
 def their_loss(trainer, model, inputs: dict[str, torch.Tensor], options: dict) -> torch.Tensor:
-    """The loss of TRL's trainer, set to `options`; skips if its interface has moved."""
-    for name, value in (PLAIN | options).items():
-        *where, attribute = name.split(".")
-        holder = trainer.args if where else trainer
-        if not hasattr(holder, attribute):
-            pytest.skip(f"TRL's interface has moved: its trainer has no {name}")
-        setattr(holder, attribute, value)
-    try:
+    """The loss of TRL's trainer, set to `options`."""
+    trl_oracle.set_options(trainer, PLAIN | options)
+    with trl_oracle.skip_if_moved():
         return trainer.compute_loss(model, inputs)
-    except (TypeError, AttributeError) as moved:
-        pytest.skip(f"TRL's interface has moved: {moved}")
 
 
 def our_loss(case: Case, batch: Batch) -> torch.Tensor:
     """The mean over pairs, as our trainer takes it."""
     return load(case.ours)(**case.hyper)(batch).losses.mean()
-
-
-def gradients(loss: torch.Tensor, model) -> Gradients:
-    names, weights = zip(*model.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(loss, weights, retain_graph=True), strict=True))
 
 
 def test_the_batch_tells_the_losses_apart(batch):
@@ -229,15 +153,7 @@ def test_the_batch_tells_the_losses_apart(batch):
 def test_loss_and_gradient_of_every_weight(name, policy, batch, trainer, inputs):
     """As near as TRL's sums in fp32 allow: it subtracts those of the reference from them only then."""
     ours, theirs = our_loss(CASES[name], batch), their_loss(trainer, trainer.model, inputs, CASES[name].theirs)
-    assert ours.item() == pytest.approx(theirs.item(), rel=3e-6, abs=1e-6)
-    found, expected = gradients(ours, policy), gradients(theirs, trainer.model)
-    assert found.keys() == expected.keys()
-    largest = max(values.abs().max().item() for values in expected.values())
-    assert largest > 1e-3
-    for weight, values in expected.items():
-        torch.testing.assert_close(
-            found[weight], values, rtol=1e-5, atol=1e-6 * max(1, largest), msg=lambda text, at=weight: f"{at}: {text}"
-        )
+    trl_oracle.assert_same(ours, policy, theirs, trainer.model, rel=3e-6, of_largest=True)
 
 
 def told(values: torch.Tensor, **more: torch.Tensor) -> Callable:

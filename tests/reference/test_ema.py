@@ -222,18 +222,8 @@ def test_dropout_does_not_reach_the_means(batch):
 
 def test_asked_through_a_wrapper(batch):
     """DDP holds the policy as `module`; its own forward must run."""
-
-    class Wrapper(nn.Module):
-        def __init__(self, module: nn.Module):
-            super().__init__()
-            self.module, self.calls = module, 0
-
-        def forward(self, *args, **kwargs):
-            self.calls += 1
-            return self.module(*args, **kwargs)
-
     policy = with_adapter()
-    means, wrapped = RunningMeans(policy, [0.5, 0.9]), Wrapper(policy).eval()
+    means, wrapped = RunningMeans(policy, [0.5, 0.9]), tiny.Wrapper(policy).eval()
     expected = score(policy, batch)
     move(policy, seed=2)
     assert torch.equal(means.logps(wrapped, batch), expected.expand(2, -1, -1))

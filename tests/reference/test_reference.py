@@ -88,17 +88,7 @@ def test_all_is_restored_if_the_block_raises(training, batch):
 
 def test_adapter_off_under_a_wrapper(batch):
     """DDP and DeepSpeed hold the policy as `module`; the reference is scored through them."""
-
-    class Wrapper(nn.Module):
-        def __init__(self, module: nn.Module):
-            super().__init__()
-            self.module, self.calls = module, 0
-
-        def forward(self, *args, **kwargs):
-            self.calls += 1
-            return self.module(*args, **kwargs)
-
-    wrapped = Wrapper(with_adapter()).train()
+    wrapped = tiny.Wrapper(with_adapter()).train()
     found = References(ADAPTER_OFF, None, {}).logps(wrapped, batch)
     assert torch.equal(found, score(tiny.llama(), batch))
     assert wrapped.calls == 1 and wrapped.training and wrapped.module.training
