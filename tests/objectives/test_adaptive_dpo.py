@@ -11,7 +11,7 @@ import torch
 
 from align.objectives import NEGATIVE, POSITIVE, Batch, load
 from tests import tiny
-from tests.objectives.loops import gradient, in_two_parts, log_ratios, sigmoid, uneven_pairs
+from tests.objectives.loops import assert_cut_does_not_matter, gradient, log_ratios, sigmoid, uneven_pairs
 
 AdaptiveDPO, DPO = load("adaptive_dpo"), load("dpo")
 
@@ -87,11 +87,7 @@ def test_equals_a_plain_loop(normalize, scale_mean, copies):
 
 @pytest.mark.parametrize("cut", [1, 2])
 def test_the_cut_of_a_step_does_not_matter(cut):
-    objective, whole = AdaptiveDPO(beta=0.8, rho=5.0), uneven_copies()
-    parts = in_two_parts(objective, whole, cut)
-    torch.testing.assert_close(torch.cat([objective(part).losses for part in parts]), objective(whole).losses)
-    found = torch.autograd.grad(sum(objective(part).losses.sum() for part in parts), whole.logps)[0]
-    torch.testing.assert_close(found, gradient(objective(whole).losses, whole))
+    assert_cut_does_not_matter(AdaptiveDPO(beta=0.8, rho=5.0), uneven_copies(), cut)
 
 
 def test_starts_as_dpo():
