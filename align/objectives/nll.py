@@ -11,6 +11,8 @@ pushed down. Without it this is the positives-only baseline.
 
 from dataclasses import dataclass
 
+import torch
+
 from align.objectives import POSITIVE, Batch, Losses, Objective, lift
 
 
@@ -22,5 +24,5 @@ class NLL(Objective):
     normalize_by = "token"
 
     def __call__(self, batch: Batch) -> Losses:
-        tokens = batch.mask & (batch.role == POSITIVE)[:, None]
-        return Losses(-lift(batch.logps)[tokens])
+        is_positive = (batch.role == POSITIVE)[:, None]  # (N, 1); in a run all are, elsewhere the others' loss is 0
+        return Losses(torch.where(is_positive, -lift(batch.logps), 0.0)[batch.mask])

@@ -61,6 +61,8 @@ def test_one_loss_and_one_weight_a_token():
 
 def test_asks_for_positives_alone():
     batch = bare(tiny.batch([(NEGATIVE, [-1.0, -2.0]), (POSITIVE, [-4.0])]))
-    assert NLL()(batch).losses.tolist() == pytest.approx([4.0])
+    losses = NLL()(batch).losses
+    assert losses.tolist() == pytest.approx([0.0, 0.0, 4.0])  # one a token, so that they match their weights
+    assert gradient(losses, batch).tolist() == [[0, 0], [-1, 0]]
     assert NLL.roles() == {POSITIVE} and NEGATIVE not in NLL.roles()
     assert NLL().needs == ("positives",) and not NLL().coupled
