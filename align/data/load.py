@@ -87,10 +87,11 @@ def load(recipe: Recipe, tokenizer, objective: Objective) -> Rows:
     train = _weigh(train, recipe.weights)
     if recipe.retain.positives and not any(r.role == POSITIVE for row in train for r in row.responses):
         raise UserError("retain.positives", "no row has a positive", "give rows with good answers, or retain.sources")
-    _check_fit(train, recipe, objective)
+    _check_fit(train, recipe, recipe.sampling.k if "samples" in objective.needs else 0)
     if "samples" in objective.needs:  # so that a template that cannot take the instruction is told now
         encode_prompt(tokenizer, train[0].example.prompt, recipe.sampling.instruction)
     retain, retain_weights = _retain_rows(recipe, tokenizer, ledger)
+    _check_fit(retain, recipe, 0)
     held_out = _held_out_sets(recipe, kept_out, tokenizer, ledger)
     return Rows(train, weights, retain, retain_weights, held_out, ledger)
 
@@ -214,11 +215,10 @@ def _way_out(objective: Objective) -> str:
     return f"the objective needs {' and '.join(asked)}: give rows that have them"
 
 
-def _check_fit(train: list[TokenizedRow], recipe: Recipe, objective: Objective) -> None:
-    """A row is never split, so each must fit `train.tokens_per_device`, its samples at full length included."""
-    k = recipe.sampling.k if "samples" in objective.needs else 0
+def _check_fit(rows: list[TokenizedRow], recipe: Recipe, k: int) -> None:
+    """A row is never split, so each must fit `train.tokens_per_device`, its `k` samples at full length included."""
     longest = (0,) * recipe.sampling.max_new_tokens
-    for row in train:
+    for row in rows:
         room = recipe.data.max_length - len(row.prompt_ids)
         samples = (TokenizedResponse(longest[:room], SAMPLE),) * k
         need = padded_tokens([TokenizedRow(row.prompt_ids, (*row.responses, *samples), row.example)])

@@ -13,7 +13,7 @@ from align.data.collate import collate
 from align.data.load import Rows, load
 from align.errors import UserError
 from align.objectives import Objective
-from align.recipe import Data, Eval, Recipe, Reference, Retain, Source, Weights
+from align.recipe import Data, Eval, Recipe, Reference, Retain, Source, Train, Weights
 from tests import tiny
 
 NO_SYSTEM = tiny.CHATML.replace(
@@ -300,3 +300,21 @@ def test_what_retain_rows_lack_takes_nothing_from_the_objective(run):
     assert rows.ledger.dropped == {}
     seen = collate(rows.train + rows.retain, 258).for_objective({1, -1})
     assert seen.reward.tolist() == [0.5, 0.5] and seen.behavior_logps.tolist() == [[-1.0] * 3] * 2
+
+
+def test_a_retain_row_that_can_never_fit_a_device_is_told(tmp_path):
+    train = write(tmp_path / "train.jsonl", pair("a"))
+    retain = write(tmp_path / "retain.jsonl", {"prompt": "b", "positives": ["much " * 40]})
+    recipe = Recipe(
+        name="test",
+        objective={"name": "dpo"},
+        output="nowhere",
+        data=Data(sources=[Source(path=train)], max_length=512),
+        retain=Retain(sources=[Source(path=retain)]),
+        train=Train(tokens_per_device=150),
+        eval=Eval(sources=[], holdout=0.0),
+    )
+    with pytest.raises(
+        UserError, match=f"{retain}:1: .* takes up to 2[0-9][0-9] tokens, train.tokens_per_device is 150"
+    ):
+        load(recipe, tiny.tokenizer(), objectives.load("dpo")())
