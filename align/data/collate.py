@@ -91,7 +91,7 @@ class MicroBatch:
     def is_retained(self, positives: bool) -> Tensor:
         """(N,) bool: the responses of the retain term, with the other rows' positives or without."""
         last = torch.arange(len(self.role), device=self.role.device) >= len(self.role) - self.num_retain
-        return (last | (positives & (self.role > 0))) & bool(self.rows)
+        return last | (positives & (self.role > 0))
 
     @property
     def num_tokens(self) -> int:

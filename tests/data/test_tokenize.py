@@ -599,6 +599,12 @@ def test_steps_after_several_turns_are_those_of_the_last_answer():
     assert [label for _, label in found] == [1, 1, 1, -1, -1, -1, 0]
 
 
+def test_what_a_template_writes_before_the_answer_is_unjudged():
+    """Between the prompt and the answer this one puts a space, which is part of the response."""
+    found = labelled(tiny.tokenizer(NO_END), judged("Yes", ("Ye", 1), ("s", -1)))
+    assert found == [(" ", 0), ("Y", 1), ("e", 1), ("s", -1), ("<|im_end|>", 0)]
+
+
 def test_a_cut_response_keeps_the_labels_of_what_is_left():
     tokenizer = tiny.tokenizer()
     length = len(encode_prompt(tokenizer, "Hi")) + 4
