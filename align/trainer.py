@@ -118,7 +118,8 @@ class AlignTrainer(Trainer):
 
         Returns (others' log-probs of each micro-batch, its WholeStep, what the policy's pass gave); nothing, and it
         costs nothing, for objectives that are not coupled. The policy's pass is without gradient, and thrown away,
-        unless there is a single micro-batch: then it is the one that is learned from.
+        unless there is a single micro-batch: then it is the one that is learned from. (Under dropout the two passes
+        have other masks, so there, and only there, the cut of a step has a say.)
         """
         if not self.objective.coupled and not share.mismatched:
             return [], [], ()
