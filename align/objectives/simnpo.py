@@ -9,7 +9,7 @@ m = -gamma the push is that of gradient ascent on m, below it fades. Published: 
 likelihood term on what is to be retained that weighs seven to eight times as much as this (here: `retain`). Their
 code for one of the benchmarks applies the formula to raw outputs, which looks like an error; it is not reproduced.
 
-Nothing is pushed where m is far below -1 / beta: at -4 nats a token and beta 4.5 the weight is 3e-7 (`negative_weight`).
+Nothing is pushed where m is far below -1 / beta: at -4 nats a token and beta 4.5 `negative_weight` is 3e-7.
 
 Bound: in tests/test_divergence.py, 30 steps on negatives alone, good answers lose at most 1.9 nat a token,
 KL is at most 2.2.
