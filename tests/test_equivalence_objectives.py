@@ -73,12 +73,14 @@ def test_two_ranks_with_micro_batches_equal_one(recipe, one_process, tmp_path):
     assert_same_course(trained(recipe, tmp_path / "run", TWO_RANKS, "train.tokens_per_device=800"), one_process)
 
 
-@pytest.mark.parametrize("name", ["kto", "dr_dpo"])
-def test_zero3_with_micro_batches_equals_one_process(name, tiny_model, uneven_rows, tmp_path):
+@pytest.mark.parametrize(
+    "name, config", [("kto", "zero3.json"), ("dr_dpo", "zero3.json"), ("bco", "zero2.json"), ("cringe", "zero2.json")]
+)
+def test_deepspeed_with_micro_batches_equals_one_process(name, config, tiny_model, uneven_rows, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(RECIPE.format(model=tiny_model, data=uneven_rows, objective=OBJECTIVES[name]))
     alone = trained(file, tmp_path / "alone", TRAIN)
-    sharded = trained(file, tmp_path / "sharded", deepspeed("zero3.json"), "train.tokens_per_device=800")
+    sharded = trained(file, tmp_path / "sharded", deepspeed(config), "train.tokens_per_device=800")
     assert_same_course(sharded, alone)
 
 
