@@ -40,8 +40,9 @@ class Scorer:
 
     def policy(self, model: nn.Module, batch: MicroBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """(N, T) log-probs of all responses under the policy, and the extras that the objective asks for."""
-        k = getattr(self.objective, "k", 1)
-        wanted = {name: extra(name, batch, k=k, seed=self.seed, step=step) for name in self.objective.extras}
+        names = self.objective.extras
+        k = self.objective.num_alternatives if "alternatives" in names else 0
+        wanted = {name: extra(name, batch, k=k, seed=self.seed, step=step) for name in names}
         return response_scores(model, batch, wanted)
 
     def view(

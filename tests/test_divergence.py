@@ -70,7 +70,8 @@ def schooled(tmp_path_factory) -> Path:
 def text_of(name: str, model: Path, output: Path) -> str:
     cls = objectives.load(name)
     needs = set(cls.needs)
-    rows = "pairs" if needs & {"pairs", "positives", "rewards"} else "unwanted"
+    # AsymRE's baseline is the prompt's mean reward: negatives alone would be above it, and imitated
+    rows = "pairs" if needs & {"pairs", "positives", "rewards"} or name == "asymre" else "unwanted"
     text = RECIPE.format(name=name, model=model, rows=rows, output=output)
     if "behavior" in needs:
         text += "reference: {behavior: adapter_off}\n"

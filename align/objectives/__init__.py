@@ -157,15 +157,24 @@ class Objective:
 
     needs: ClassVar[tuple[str, ...]] = ()
     normalize_by: ClassVar[str] = "prompt"
-    has_stop_gradient: ClassVar[bool] = False  # the gradient is not the derivative of the value, by design
 
     def __call__(self, batch: Batch) -> Losses:
         raise NotImplementedError
 
     @property
+    def has_stop_gradient(self) -> bool:
+        """Whether, by design and under the options that are set, the gradient is not the derivative of the value."""
+        return False
+
+    @property
     def extras(self) -> tuple[str, ...]:
         """What of EXTRAS must be in `Batch.extras`, under the options that are set."""
         return ()
+
+    @property
+    def num_alternatives(self) -> int:
+        """From how many of the likeliest tokens the extra "alternatives" is drawn; for objectives that ask for it."""
+        raise NotImplementedError
 
     @property
     def ema_decays(self) -> tuple[float, ...]:
@@ -221,23 +230,22 @@ def prompt_index(batch: Batch) -> tuple[Tensor, int]:
     return index, len(names)
 
 
-def role_means(batch: Batch, values: Tensor, role: int) -> Tensor:
+def role_means(batch: Batch, values: Tensor, role: int, *, may_lack: bool = False) -> Tensor:
     """(U,) for each prompt, the mean of `values` (N,) over its responses of one role, by their weights.
 
-    Samples carry no weight of their own.
-
-    Raises ValueError if a prompt has none: the trainer leaves such prompts out and counts them.
+    Samples carry no weight of their own. 0 where all weights are 0.
+    Raises ValueError if a prompt has none (the trainer leaves such prompts out and counts them), unless it `may_lack`
+    them: then its mean is 0.
     """
     index, num_prompts = prompt_index(batch)
-    chosen = (batch.role == role).to(values.dtype)
+    weights = (batch.role == role).to(values.dtype)
     zeros = torch.zeros(num_prompts, dtype=values.dtype, device=values.device)
-    counts = zeros.index_add(0, index, chosen)
-    if (counts == 0).any():
+    if not may_lack and (zeros.index_add(0, index, weights) == 0).any():
         raise ValueError(f"a prompt of the batch has no response of role {role}")
-    weights = chosen if batch.weight is None or role == SAMPLE else chosen * batch.weight.to(values.dtype)
-    weightless = zeros.index_add(0, index, weights) == 0  # such a prompt counts for nothing: see `unit_weights`
-    weights = torch.where(weightless[index], chosen, weights)
-    return zeros.index_add(0, index, values * weights) / zeros.index_add(0, index, weights)
+    if batch.weight is not None and role != SAMPLE:
+        weights = weights * batch.weight.to(values.dtype)
+    totals = zeros.index_add(0, index, weights)
+    return zeros.index_add(0, index, values * weights) / torch.where(totals == 0, 1.0, totals)
 
 
 def group_means(batch: Batch, values: Tensor) -> Tensor:

@@ -41,6 +41,10 @@ class CRINGE(Objective):
     def extras(self) -> tuple[str, ...]:
         return ("alternatives",)
 
+    @property
+    def num_alternatives(self) -> int:
+        return self.k
+
     def __call__(self, batch: Batch) -> Losses:
         drawn = batch.extras.get("alternatives")
         alternatives = log_rest(batch.logps) if drawn is None else lift(drawn)  # (N, T)

@@ -15,10 +15,7 @@ KL is at most 3.9.
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from align.objectives import NEGATIVE, POSITIVE, SAMPLE, Batch, Losses, Objective, prompt_index, role_means
+from align.objectives import NEGATIVE, POSITIVE, SAMPLE, Batch, Losses, Objective, role_means
 from align.schema import option
 
 
@@ -35,17 +32,6 @@ class PMPO(Objective):
     normalize_by = "prompt"
 
     def __call__(self, batch: Batch) -> Losses:
-        good, bad = _means(batch, batch.sums(), POSITIVE), _means(batch, batch.sums(), NEGATIVE)  # (U,)
+        good, bad = (role_means(batch, batch.sums(), role, may_lack=True) for role in (POSITIVE, NEGATIVE))  # (U,)
         kl = -role_means(batch, batch.log_ratios(), SAMPLE)  # raises without samples: nothing would hold the policy
         return Losses((1 - self.alpha) * bad - self.alpha * good + self.beta * kl, {"kl_estimate": kl.detach()})
-
-
-def _means(batch: Batch, values: Tensor, role: int) -> Tensor:
-    """(U,) for each prompt, the mean of `values` (N,) over its responses of a role, by their weights; 0 without any."""
-    index, num_prompts = prompt_index(batch)
-    weights = (batch.role == role).to(values.dtype)
-    if batch.weight is not None:
-        weights = weights * batch.weight
-    zeros = torch.zeros(num_prompts, dtype=values.dtype, device=values.device)
-    totals = zeros.index_add(0, index, weights)
-    return zeros.index_add(0, index, values * weights) / torch.where(totals == 0, 1.0, totals)
