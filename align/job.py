@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from torch import nn
-from transformers import TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
-from align import models
+from align import models, precision
 from align.data import load as data_load
+from align.data.layout import PACKED, PADDED
 from align.data.load import Rows
 from align.data.nat import inference_label
 from align.data.steps import Steps
@@ -25,16 +26,19 @@ from align.data.stream import StepPlan
 from align.errors import UserError, shorten
 from align.evaluation.before_after import BeforeAfter
 from align.evaluation.heldout import HeldOut
+from align.guard import ProbeLayout, StartCheck, must_agree
 from align.negatives.sampling import Sampler
 from align.objectives import Objective
+from align.precision import BF16
 from align.progress import CarryState, DrawSamples, NameCheckpoints, ProgressLine
 from align.provenance import environment
 from align.recipe import Recipe
-from align.recipe_checks import SECTION_NEEDS
-from align.reference import ADAPTER_OFF, FROZEN, References, freeze
+from align.reference import ADAPTER_OFF, References
 from align.reference.ema import RunningMeans
+from align.reference_setup import STORE_OFF, load_references
 from align.run import RunFolder, write_json, write_text
-from align.scoring.logprobs import check_head
+from align.scoring import support
+from align.scoring.head import causal_lm
 from align.trainer import AlignTrainer
 from align.view import Scorer
 
@@ -42,8 +46,11 @@ from align.view import Scorer
 DEFAULTS = {"lr_scheduler_type": "linear", "weight_decay": 0.0, "report_to": "none", "save_total_limit": 2}
 
 
-def train(recipe: Recipe) -> None:
-    """Runs the recipe, or goes on with it. Raises UserError; FloatingPointError if a loss is not finite."""
+def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
+    """Runs the recipe, or goes on with it. Raises UserError; FloatingPointError if a loss is not finite.
+
+    `callbacks` watch the loop beside the job's own, and are called before them.
+    """
     run = RunFolder(recipe.output)
     checkpoint = run.resume_from(recipe.train.resume)
     if recipe.train.resume:
@@ -58,9 +65,16 @@ def train(recipe: Recipe) -> None:
     objective, tokenizer = recipe.build_objective(), models.load_tokenizer(recipe.model)
     rows = data_load.load(recipe, tokenizer, objective)
     policy = load_policy(recipe, args)
-    references = load_references(recipe, policy, args) if SECTION_NEEDS["reference"] & set(objective.needs) else None
+    layout = choose_layout(recipe, policy)
+    has_reference = bool(recipe.reference.policy or recipe.reference.behavior)
+    # A pass over all weights: for `environment.json` at the start, and for the store.
+    is_hashed = not checkpoint or (has_reference and recipe.reference.store != STORE_OFF)
+    start_hash = models.weights_hash(causal_lm(policy)) if is_hashed else None
+    references = load_references(recipe, policy, args, start_hash, layout) if has_reference else None
+    for store in set(references.stores.values()) if references else ():
+        say(f"reference log-probs: {shorten(str(store.folder), 160)}, {store.num_entries:,} responses there")
     means = running_means(objective, policy)
-    plan, sampler, steps = plan_steps(recipe, rows, tokenizer, run, objective)
+    plan, sampler, steps = plan_steps(recipe, rows, tokenizer, run, objective, layout)
     say(rows.summary())
     trainer = AlignTrainer(
         model=policy,
@@ -70,11 +84,13 @@ def train(recipe: Recipe) -> None:
         retain=recipe.retain,
         steps=steps,
         run=run,
+        start_check=start_check(recipe, objective, references, policy, args),
         processing_class=tokenizer,
+        callbacks=list(callbacks),
     )
-    say(describe(recipe, trainer, plan, args))
-    report = add_callbacks(trainer, run, recipe, rows, sampler, tokenizer)
-    start_run_folder(run, recipe, rows, policy, args, checkpoint)
+    say(describe(recipe, trainer, plan, args, layout))
+    report = add_callbacks(trainer, run, recipe, rows, sampler, tokenizer, layout)
+    start_run_folder(run, recipe, rows, args, checkpoint, start_hash)
     if checkpoint:
         trainer.restore(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -111,7 +127,7 @@ def training_arguments(recipe: Recipe, run: RunFolder) -> TrainingArguments:
         "num_train_epochs": 1,  # the data loader is the whole run
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 1,  # one item of the data loader is one optimiser step
-        "bf16": choose_precision(options.precision) == "bf16",
+        "bf16": precision.choose(options.precision).name == BF16,
         "save_strategy": "steps" if options.save_every else "no",
         "save_steps": options.save_every or 500,
         "logging_strategy": "steps",
@@ -133,13 +149,6 @@ def training_arguments(recipe: Recipe, run: RunFolder) -> TrainingArguments:
     return args
 
 
-def choose_precision(wanted: str) -> str:
-    """fp32 or bf16. `auto`: bf16 on a GPU that computes it, else fp32."""
-    if wanted != "auto":
-        return wanted
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
-
-
 def load_policy(recipe: Recipe, args: TrainingArguments) -> nn.Module:
     """The policy with its adapter. Weights that train are float32 (master copies); frozen ones follow the precision."""
     frozen_base = recipe.model.adapter is not None and args.bf16
@@ -149,8 +158,9 @@ def load_policy(recipe: Recipe, args: TrainingArguments) -> nn.Module:
     if args.gradient_checkpointing:
         policy.enable_input_require_grads()
     if not is_deepspeed_zero3_enabled():  # sharded weights cannot run before DeepSpeed has wrapped them
-        difference = check_head(policy)
-        if difference > (0.2 if frozen_base else 1e-3):
+        policy.to(args.device)  # where kernels are that the model must get on with
+        difference = support.check_head(policy)
+        if difference > support.HEAD_TOLERANCE[policy.dtype]:
             what = f"{shorten(recipe.model.path)}: log-probs differ from the model's own by {difference:.2g}"
             raise UserError("model.path", what, "this model's head is not supported yet")
     elif type(policy.get_output_embeddings()) is not nn.Linear:
@@ -158,19 +168,14 @@ def load_policy(recipe: Recipe, args: TrainingArguments) -> nn.Module:
     return policy
 
 
-def load_references(recipe: Recipe, policy: nn.Module, args: TrainingArguments) -> References:
-    """The models that references need beside the policy itself."""
-    reference = recipe.reference
-    names = {reference.policy, reference.samples, reference.behavior} - {None, ADAPTER_OFF}
-    loaded = {}
-    for name in sorted(names):
-        path = recipe.model.path if name == FROZEN else name
-        model = models.load_model(dataclasses.replace(recipe.model, path=path, adapter=None), dtype=policy.dtype)
-        if model.config.vocab_size != policy.config.vocab_size:
-            what = f"{shorten(name)} has {model.config.vocab_size} words, the policy {policy.config.vocab_size}"
-            raise UserError("reference", what, "a reference must share the policy's tokenizer")
-        loaded[name] = _on_device(freeze(model), args)
-    return References(reference.policy, reference.samples, loaded, behavior=reference.behavior)
+def start_check(
+    recipe: Recipe, objective: Objective, references: References | None, policy: nn.Module, args: TrainingArguments
+) -> StartCheck | None:
+    """The comparison of policy and reference at the first step; None where they need not agree."""
+    is_random = args.neftune_noise_alpha is not None or not must_agree(policy)
+    if references is None or "reference" not in objective.needs or is_random:
+        return None
+    return StartCheck(objective, references, precision.choose(recipe.train.precision).name)
 
 
 def running_means(objective: Objective, policy: nn.Module) -> RunningMeans | None:
@@ -183,19 +188,18 @@ def running_means(objective: Objective, policy: nn.Module) -> RunningMeans | Non
     return RunningMeans(policy, objective.ema_decays)
 
 
-def _on_device(model: nn.Module, args: TrainingArguments) -> nn.Module:
-    """Where a frozen model computes: this rank's device, or sharded over all ranks under ZeRO-3."""
-    if not is_deepspeed_zero3_enabled():
-        return model.to(args.device)
-    import deepspeed
+def choose_layout(recipe: Recipe, policy: nn.Module) -> str:
+    """The layout that the recipe asks for, or padded, with a word on why, where the model cannot be packed."""
+    reason = None
+    if recipe.data.layout == PACKED:
+        reason = support.use_packed(policy, recipe.data.max_length)
+    if reason:
+        say(f"data.layout: padded, since {shorten(recipe.model.path)} cannot be packed: {shorten(reason, 160)}")
+        return PADDED
+    return recipe.data.layout
 
-    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}, "bf16": {"enabled": args.bf16}}
-    engine, *_ = deepspeed.initialize(model=model, config=config)
-    engine.eval()  # unlike a module's, DeepSpeed's returns nothing
-    return engine
 
-
-def plan_steps(recipe: Recipe, rows: Rows, tokenizer, run: RunFolder, objective: Objective):
+def plan_steps(recipe: Recipe, rows: Rows, tokenizer, run: RunFolder, objective: Objective, layout: str):
     """(StepPlan, Sampler or None, Steps): which rows at which step, and on which rank."""
     options, state = recipe.train, PartialState()
     plan = StepPlan(
@@ -218,30 +222,31 @@ def plan_steps(recipe: Recipe, rows: Rows, tokenizer, run: RunFolder, objective:
     steps = Steps(
         rows.train, plan, sampler, retain=retain, wants_mismatched="mismatched" in objective.needs,
         rank=state.process_index, world=state.num_processes, max_length=recipe.data.max_length,
-        tokens_per_device=options.tokens_per_device, pad_id=tokenizer.eos_token_id,
+        tokens_per_device=options.tokens_per_device, pad_id=tokenizer.eos_token_id, layout=layout,
     )  # fmt: skip
     return plan, sampler, steps
 
 
-def describe(recipe: Recipe, trainer: AlignTrainer, plan: StepPlan, args: TrainingArguments) -> str:
+def describe(recipe: Recipe, trainer: AlignTrainer, plan: StepPlan, args: TrainingArguments, layout: str) -> str:
     """What is about to run, in one line."""
     trained = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
     everything = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
     where = f"{PartialState().num_processes} x {args.device.type}"
-    precision = "bf16" if args.bf16 else "fp32"
+    arithmetic, why = precision.choose(recipe.train.precision)
     weights = f"{trained:,} of {everything:,} weights"
     return (
         f"{recipe.name}: {recipe.objective['name']} on {shorten(recipe.model.path)} · {weights} · {len(plan)} steps, "
-        f"{plan.epochs:.2f} epochs · {where}, {precision} (train.precision: {recipe.train.precision})"
+        f"{plan.epochs:.2f} epochs · {where}, {arithmetic} ({why}), {layout}"
     )
 
 
 def add_callbacks(
-    trainer, run: RunFolder, recipe: Recipe, rows: Rows, sampler: Sampler | None, tokenizer
+    trainer, run: RunFolder, recipe: Recipe, rows: Rows, sampler: Sampler | None, tokenizer, layout: str
 ) -> BeforeAfter:
     held_out = HeldOut(
         rows.held_out, state=PartialState(), device=trainer.args.device,
-        tokens_per_device=recipe.train.tokens_per_device, pad_id=tokenizer.eos_token_id,
+        tokens_per_device=recipe.train.tokens_per_device, pad_id=tokenizer.eos_token_id, layout=layout,
+        autocast=trainer.accelerator.autocast,
     )  # fmt: skip
     references = trainer.scorer.references
     if (references is None or references.policy is None) and recipe.model.adapter is not None:
@@ -251,23 +256,24 @@ def add_callbacks(
         num_answers=recipe.eval.generate,
     )  # fmt: skip
     callbacks = [report, DrawSamples(sampler)] if sampler else [report]
+    if layout == PACKED and is_deepspeed_zero3_enabled():
+        callbacks.insert(0, ProbeLayout(trainer))
     for callback in [*callbacks, ProgressLine(), CarryState(trainer), NameCheckpoints(run)]:
         trainer.add_callback(callback)
     return report
 
 
-def start_run_folder(run: RunFolder, recipe: Recipe, rows: Rows, policy, args, checkpoint: Path | None) -> None:
+def start_run_folder(
+    run: RunFolder, recipe: Recipe, rows: Rows, args, checkpoint: Path | None, start_hash: str | None
+) -> None:
     """Writes what is known before the first step; a resumed run keeps what the start wrote."""
     step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
-    digest = (
-        models.weights_hash(policy.get_base_model() if recipe.model.adapter else policy) if not checkpoint else None
-    )
     if not PartialState().is_main_process:
         return
     if checkpoint:
         print(f"going on from {checkpoint}, after step {step}", flush=True)
     else:
-        write_json(run.environment, environment("bf16" if args.bf16 else "fp32", digest))
+        write_json(run.environment, environment("bf16" if args.bf16 else "fp32", start_hash))
     write_text(run.recipe, recipe.to_yaml())
     write_json(run.data, rows.ledger.as_dict())
     run.forget_after(step)

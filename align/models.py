@@ -113,11 +113,10 @@ def weights_hash(model: PreTrainedModel) -> str:
     import torch
 
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
-        if "lora_" in name:
-            continue
+    own = {n.replace(".base_layer", ""): w for n, w in model.state_dict(keep_vars=True).items() if "lora_" not in n}
+    for name, tensor in sorted(own.items()):
         with _gathered(tensor):
-            digest.update(f"{name.replace('.base_layer', '')} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from align import objectives, recipe_checks, yaml_lines
 from align.data import sources
+from align.data.layout import PACKED, PADDED
 from align.errors import UserError, UserErrors, shorten
 from align.recipe_checks import training_argument_names as training_argument_names
 from align.schema import Reader, nearest, option
@@ -60,7 +61,11 @@ class Data:
     sources: list[Source] = option(list, doc="Where rows come from.")
     nat: Nat | None = option(None, doc="NAT: say in the prompt how good the answer is, and imitate all; null: off.")
     max_length: int = option(1024, ge=8, doc="Longest prompt plus response, in tokens; a longer response is cut.")
-    layout: str = option("padded", choices=("padded",), doc="How responses lie in a micro-batch.")
+    layout: str = option(
+        PACKED,
+        choices=(PACKED, PADDED),
+        doc="packed: a prompt is forwarded once for all its responses; padded: each lies behind its own copy.",
+    )
     on_bad_rows: str = option("stop", choices=("stop", "skip"), doc="What a broken row does; skipped ones are counted.")
 
 
@@ -71,7 +76,8 @@ class Reference:
     behavior: str | None = option(
         None, doc="Who wrote the logged responses: adapter_off, frozen or a path; null: the rows' behavior_logps tell."
     )
-    store: str = option("off", choices=("off",), doc="Log-probs on disk; off scores the reference at every step.")
+    store: str = option("auto", doc="Log-probs on disk, never computed twice: auto (the cache), off, or a folder.")
+    store_dtype: str = option("float32", choices=("float32", "float16"), doc="Their type; float16 rounds to 3 digits.")
 
 
 @dataclass(frozen=True, kw_only=True)

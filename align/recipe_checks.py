@@ -111,6 +111,27 @@ def _reference_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], da
                 reader.fail(("reference", key), f"{shorten(who)} is no reference and no model", typo)
             elif problem:
                 reader.fail(("reference", key), *problem)
+    _store_checks(reader, recipe, needs, data)
+
+
+def _store_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:
+    reference = recipe.reference
+    if "reference" not in needs and reference.behavior is None:
+        for key in ("store", "store_dtype"):
+            if key in (data.get("reference") or {}):
+                reader.fail(("reference", key), "there is no reference to store", "leave it out")
+        return
+    if reference.store == "off" and reference.store_dtype != "float32":
+        reader.fail(("reference", "store_dtype"), "types a store that is off", "leave it out")
+    if reference.store in ("auto", "off"):
+        return
+    folder = Path(reference.store).expanduser()
+    is_word = not any(mark in reference.store for mark in "./~")
+    typo = near_miss(reference.store, ("auto", "off")) if is_word and not folder.is_dir() else ""
+    if typo:
+        reader.fail(("reference", "store"), f"{shorten(reference.store)} is no folder", typo)
+    elif not reference.store or (folder.exists() and not folder.is_dir()):
+        reader.fail(("reference", "store"), f"{shorten(reference.store)!r} is not a folder", "auto, off or a folder")
 
 
 def _role_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:

@@ -18,7 +18,8 @@ import yaml
 from align.errors import UserError, UserErrors
 
 # What may not change when a run is gone on with; the rest (lengths, saving, evaluation, layout) may.
-FIXED_FOR_A_RUN = [(name,) for name in ("model", "data", "reference", "retain", "weights", "sampling", "objective")]
+FIXED_FOR_A_RUN = [(name,) for name in ("model", "data", "retain", "weights", "sampling", "objective")]
+FIXED_FOR_A_RUN += [("reference", key) for key in ("policy", "samples", "behavior", "store_dtype")]  # not the store
 FIXED_FOR_A_RUN += [("train", "seed"), ("train", "prompts_per_step"), ("train", "learning_rate"), ("eval", "holdout")]
 
 

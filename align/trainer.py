@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import AutocastKwargs, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer
@@ -26,6 +26,7 @@ from transformers import PrinterCallback, Trainer
 from align.data.collate import MicroBatch
 from align.data.steps import Steps, StepShare
 from align.errors import shorten
+from align.guard import Drift, StartCheck
 from align.objectives import Batch, Objective, WholeStep, count_units, join_step, unit_weights
 from align.run import RunFolder, write_json
 from align.view import Scorer, bare_view, common_metrics
@@ -55,20 +56,39 @@ class _Totals:
     """What a rank adds up during a step."""
 
     tokens: int = 0
+    forwards: int = 0  # micro-batches through a reference model
     sums: defaultdict[str, float] = field(default_factory=partial(defaultdict, float))
     counts: defaultdict[str, int] = field(default_factory=partial(defaultdict, int))
     problems: list[str] = field(default_factory=list)
+    worst: tuple[MicroBatch, Drift] | None = None  # where policy and reference differ most, though they must not
+
+    def look_at(self, batch: MicroBatch, drift: Drift | None) -> None:
+        if drift is not None and (self.worst is None or drift.nats > self.worst[1].nats):
+            self.worst = batch, drift
 
 
 class AlignTrainer(Trainer):
     """Trains `model` on `steps` with `objective`; one line of `run.metrics` an optimiser step."""
 
-    def __init__(self, *, objective: Objective, scorer: Scorer, retain: Retain, steps: Steps, run: RunFolder, **kwargs):
+    def __init__(
+        self,
+        *,
+        objective: Objective,
+        scorer: Scorer,
+        retain: Retain,
+        steps: Steps,
+        run: RunFolder,
+        start_check: StartCheck | None,
+        **kwargs,
+    ):
         super().__init__(train_dataset=steps, **kwargs)
         self.objective, self.scorer, self.retain, self.run = objective, scorer, retain, run
+        self.start_check = start_check  # None: policy and reference need not agree at the start
         self.memory: dict[str, float] = {}  # what the objective carries from step to step
         self.step_metrics: dict[str, float] = {}
         self.remove_callback(PrinterCallback)
+        # weights cast for a pass without gradient, or before running means were swapped in, must not be used again
+        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
 
     def keep(self, folder: Path) -> None:
         """Writes to a checkpoint what goes on from step to step beside weights and optimiser."""
@@ -90,26 +110,33 @@ class AlignTrainer(Trainer):
         """Forward and backward of all micro-batches of a step; the gradients meet at the last one."""
         started = time.monotonic()
         model.train()
-        totals = _Totals()
+        totals, forwards = _Totals(), self.scorer.forwards()
         batches = [batch.to(self.args.device) for batch in inputs.batches]
         units = self._units(batches)
-        others, steps, scored = self._look_ahead(model, inputs, batches)
+        with self.accelerator.autocast():
+            others, steps, scored = self._look_ahead(model, inputs, batches)
         for index, batch in enumerate(batches):
             is_last = index == len(batches) - 1
             self.accelerator.sync_gradients = is_last
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
-                with self.compute_loss_context_manager():
+                with self.accelerator.autocast():
                     known = others[index] if others else self.scorer.others(model, batch)
                     logps, extras = scored or self.scorer.policy(model, batch, inputs.number)
                     view = self.scorer.view(batch, logps, extras, known, steps[index] if steps else None)
                     loss = self._loss(batch, logps, view, units, totals)
                 if is_last:  # before its backward pass: under DeepSpeed that one takes the optimiser step
-                    totals = self._over_ranks(totals)
+                    totals.forwards = self.scorer.forwards() - forwards
+                    worst, totals = totals.worst, self._over_ranks(totals)
+                    if totals.worst is not None:
+                        with self.accelerator.autocast():
+                            raise self.start_check.error(model, *(worst or (batch, None)))
                 extra = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
                 # DDP and ZeRO average over ranks; the loss is divided by the units of all ranks already
                 self.accelerator.backward(loss * self.accelerator.num_processes, **extra)
         loss, seconds = totals.sums.pop("loss", 0.0), time.monotonic() - started
         self.step_metrics = {"loss": loss, "tokens": totals.tokens, "tokens_per_second": totals.tokens / seconds}
+        if self.scorer.references is not None:
+            self.step_metrics["reference/forwards"] = totals.forwards
         self.step_metrics |= {name: value / totals.counts[name] for name, value in totals.sums.items()}
         return torch.tensor(loss, device=self.args.device)
 
@@ -129,7 +156,7 @@ class AlignTrainer(Trainer):
             others.append(self.scorer.others(model, batch))
             parts.append({})
             if self.objective.coupled:
-                with torch.set_grad_enabled(is_single), self.compute_loss_context_manager():
+                with torch.set_grad_enabled(is_single):
                     scored = self.scorer.policy(model, batch, share.number)
                 view = self.scorer.view(batch, *scored, others[-1])
                 parts[-1] = {} if view is None else self.objective.collect(view)
@@ -148,7 +175,7 @@ class AlignTrainer(Trainer):
         objective = retain = 0
         for batch in (batch for batch in batches if batch.rows):
             part = batch.for_objective(self.objective.roles())
-            if len(part.role):
+            if part.rows:
                 objective += count_units(bare_view(part, part.mask.float()), self.objective.normalize_by)
             retain += int(batch.mask[batch.is_retained(self.retain.positives)].sum())
         counts = gather_object([(objective, retain)])
@@ -170,6 +197,8 @@ class AlignTrainer(Trainer):
             assert result.losses.shape == weights.shape, "one loss a unit of normalize_by"
             loss = loss + (result.losses * weights).sum() / units[0]
             metrics |= common_metrics(view, self.samples_are_fresh) | result.metrics
+            if self.start_check is not None and self.state.global_step == 0:
+                totals.look_at(batch, self.start_check.drift(view))
         if not torch.isfinite(loss):
             totals.problems.append(_non_finite(loss, logps, batch))
         totals.sums["loss"] += loss.item()
@@ -190,7 +219,9 @@ class AlignTrainer(Trainer):
         merged = _Totals()
         for part in gather_object([totals]):
             merged.tokens += part.tokens
+            merged.forwards += part.forwards
             merged.problems += part.problems
+            merged.worst = merged.worst or part.worst
             for name, value in part.sums.items():
                 merged.sums[name] += value
                 merged.counts[name] += part.counts[name]

@@ -26,17 +26,20 @@ class Scorer:
     def others(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """(N, T) log-probs under everyone but the policy: fields of `Batch`, the same for a whole step."""
         part = batch.for_objective(self.objective.roles())
-        scored = part if len(part.role) else batch  # with nothing to score, only to keep step with the other ranks
         found = {}
         if "reference" in self.objective.needs:
-            found["ref_logps"] = self.references.logps(model, scored)
+            found["ref_logps"] = self.references.logps(model, part)
         if "behavior" in self.objective.needs:
             given = part.behavior_logps
             asked = self.references is not None and self.references.behavior is not None
-            found["behavior_logps"] = self.references.behavior_logps(model, scored) if asked else given
+            found["behavior_logps"] = self.references.behavior_logps(model, part) if asked else given
         if self.means is not None:
-            found["ema_logps"] = self.means.logps(model, scored)
+            found["ema_logps"] = self.means.logps(model, part)
         return found
+
+    def forwards(self) -> int:
+        """Micro-batches that went through a reference model, since the start."""
+        return 0 if self.references is None else self.references.forwards
 
     def policy(self, model: nn.Module, batch: MicroBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """(N, T) log-probs of all responses under the policy, and the extras that the objective asks for."""

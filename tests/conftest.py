@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import commands
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -17,6 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 def root() -> Path:
     """The root of the repository."""
     return ROOT
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch) -> None:
+    """Each test has a reference store of its own."""
+    monkeypatch.setenv("ALIGN_CACHE", commands.own_cache())
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,8 @@ data:      {{sources: [{data}], max_length: 128}}
 retain:    {{sources: [{data}], weight: 0.5, prompts_per_step: 3}}
 sampling:  {{k: 2, max_new_tokens: 12, every: 2}}
 objective: {{name: d2o, alpha: 0.3, beta: 0.1}}
-train:     {{learning_rate: 1.0e-2, max_steps: {steps}, prompts_per_step: 8, tokens_per_device: {tokens}, seed: 3}}
+train:     {{learning_rate: 1.0e-2, max_steps: {steps}, prompts_per_step: 8, tokens_per_device: {tokens}, seed: 3,
+            precision: fp32}}
 eval:      {{holdout: 0, generate: 0, sources: []}}
 output:    unset
 """
@@ -84,6 +85,21 @@ def test_two_ranks_with_accumulation_equal_one(recipe, one_process, tmp_path):
 def test_deepspeed_equals_one_process(config, tokens, recipe, one_process, tmp_path):
     run = trained(recipe, tmp_path / "run", deepspeed(config), f"train.tokens_per_device={tokens}")
     assert_same_course(run, one_process)
+
+
+@pytest.mark.parametrize("tokens", [LARGE, SMALL])
+@pytest.mark.parametrize(
+    "command",
+    [TRAIN, TWO_RANKS, deepspeed("zero2.json"), deepspeed("zero3.json")],
+    ids=["one", "ddp", "zero2", "zero3"],
+)
+def test_padded_equals_packed(command, tokens, recipe, one_process, tmp_path):
+    """The run that all are compared with is packed, which is the default."""
+    settings = ("data.layout=padded", f"train.tokens_per_device={tokens}")
+    run = trained(recipe, tmp_path / "run", command, *settings)
+    padded, packed = (sum(line["tokens"] for line in metrics(one)) for one in (run, one_process))
+    assert padded > 1.3 * packed, "every response has its own copy of the prompt"
+    assert_same_course(run, one_process, besides=frozenset({"tokens"}))
 
 
 def test_a_second_reference_that_is_the_same_changes_nothing(recipe, one_process, tmp_path):

@@ -115,7 +115,7 @@ def test_running_means_score_the_same_responses(references, batch, rows):
 def test_extras_are_those_of_the_responses_seen(policy, references, batch, rows):
     view = seen(Scorer(load("dpo")(wpo=True), references, None, 0), policy, batch)
     single = collate([dataclasses.replace(rows[1], responses=rows[1].responses[1:])], 258)
-    logits = policy(input_ids=single.input_ids).logits.flatten(0, 1)[single.positions]
+    logits = policy(input_ids=single.tokens.input_ids).logits.flatten(0, 1)[single.tokens.positions]
     expected = logits.log_softmax(-1).mul(2).logsumexp(-1)
     torch.testing.assert_close(view.extras["concentration"][4, : len(expected)], expected, rtol=1e-5, atol=1e-5)
 

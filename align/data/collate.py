@@ -1,7 +1,6 @@
-"""Rows to micro-batches: which rank forwards which rows, and the tensors of the padded layout.
+"""Rows to micro-batches: the tensors that model and objective see.
 
-Shapes: N responses, S tokens of the longest prompt plus response, T tokens of the longest response,
-M response tokens in all, P pairs.
+Shapes: N responses, S tokens, T tokens of the longest response, M response tokens in all, P pairs.
 """
 
 from __future__ import annotations
@@ -14,19 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from align.data.examples import Example
+from align.data.layout import PADDED, Tokens, arrange
 from align.data.tokenize import TokenizedResponse, TokenizedRow
-
-_OPTIONAL = ("reward", "step_label", "token_weight", "behavior_logps")
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some rows, padded on the right: every response behind its own copy of the prompt."""
+    """Some rows, in one of the layouts."""
 
     rows: tuple[TokenizedRow, ...]  # empty: nothing to learn here, this rank only keeps step with the others
-    input_ids: Tensor  # (N, S)
-    attention_mask: Tensor  # (N, S)
-    positions: Tensor  # (M,) where in the flattened (N*S) tokens the prediction of a response token is read
+    tokens: Tokens
     targets: Tensor  # (M,) the response tokens
     mask: Tensor  # (N, T) bool; its true entries, row by row, are the M tokens above
     role: Tensor  # (N,)
@@ -38,6 +35,8 @@ class MicroBatch:
     token_weight: Tensor | None = None  # (N, T); None: every token weighs 1
     behavior_logps: Tensor | None = None  # (N, T) nan where a response has none; None: nothing here has them
     num_retain: int = 0  # how many of the N responses, the last ones, belong to the retain term
+    pad_id: int = 0
+    layout: str = PADDED
 
     def to(self, device: torch.device) -> MicroBatch:
         moved = {
@@ -45,27 +44,17 @@ class MicroBatch:
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return dataclasses.replace(self, **moved)
+        tokens = Tokens(*(None if value is None else value.to(device) for value in self.tokens))
+        return dataclasses.replace(self, tokens=tokens, **moved)
 
     def select(self, responses: Tensor) -> MicroBatch:
-        """The same micro-batch with the responses (N,) bool only; pairs and rows are left out."""
-        token = responses[:, None].expand(self.mask.shape)[self.mask]  # (M,)
-        row = self.positions[token] // self.input_ids.shape[1]
-        rank = responses.long().cumsum(0) - 1
-        positions = rank[row] * self.input_ids.shape[1] + self.positions[token] % self.input_ids.shape[1]
-        return MicroBatch(
-            rows=(),
-            input_ids=self.input_ids[responses],
-            attention_mask=self.attention_mask[responses],
-            positions=positions,
-            targets=self.targets[token],
-            mask=self.mask[responses],
-            role=self.role[responses],
-            prompt=self.prompt[responses],
-            pairs=self.pairs[:0],
-            weight=self.weight[responses],
-            **{name: None if getattr(self, name) is None else getattr(self, name)[responses] for name in _OPTIONAL},
-        )
+        """The responses (N,) bool of this micro-batch as one of their own, on the same device."""
+        kept, rows = iter(responses.tolist()), []
+        for row in self.rows:
+            own = tuple(response for response in row.responses if next(kept))
+            if own:
+                rows.append(dataclasses.replace(row, responses=own))
+        return collate(rows, self.pad_id, self.layout).to(self.role.device)
 
     def is_for(self, roles: set[int]) -> Tensor:
         """(N,) bool: the responses that an objective which reads `roles` sees; never those of the retain rows."""
@@ -74,16 +63,13 @@ class MicroBatch:
         return of_role & first if self.rows else torch.zeros_like(first)
 
     def for_objective(self, roles: set[int]) -> MicroBatch:
-        """The responses an objective which reads `roles` sees, with their pairs if it reads both sides of them.
+        """The responses an objective which reads `roles` sees; a stand-in without rows if there are none.
 
         Rewards and behaviour are there if all of these responses have them: `load` sees to it that all of a run do,
         or none. Those that the objective does not see (of the retain term) need not.
         """
-        chosen, part = self.is_for(roles), self
-        if not chosen.all():
-            place = chosen.long().cumsum(0) - 1
-            pairs = place[self.pairs[chosen[self.pairs].all(-1)]]
-            part = dataclasses.replace(self.select(chosen), rows=self.rows, pairs=pairs)
+        chosen = self.is_for(roles)
+        part = self if chosen.all() else self.select(chosen)
         given = {name: getattr(part, name) for name in ("reward", "behavior_logps")}
         lacking = [name for name, values in given.items() if values is not None and values.isnan().any()]
         return dataclasses.replace(part, **dict.fromkeys(lacking)) if lacking else part
@@ -96,43 +82,28 @@ class MicroBatch:
     @property
     def num_tokens(self) -> int:
         """Tokens forwarded, padding not counted."""
-        return int(self.attention_mask.sum()) if self.rows else 0
+        if not self.rows:
+            return 0
+        return int(self.tokens.attention_mask.sum()) if self.layout == PADDED else self.tokens.input_ids.numel()
 
 
-def collate(rows: Sequence[TokenizedRow], pad_id: int) -> MicroBatch:
-    """The padded layout of some rows; no rows give a stand-in of two tokens that nothing is learned from."""
-    rows = sorted(rows, key=lambda row: row.retain)
+def collate(rows: Sequence[TokenizedRow], pad_id: int, layout: str = PADDED) -> MicroBatch:
+    """The tensors of some rows; no rows give a stand-in of two tokens that nothing is learned from."""
     if not rows:
-        token, one = torch.tensor([[pad_id, pad_id]]), torch.ones(1)
-        return MicroBatch(
-            (), token, torch.ones_like(token), torch.tensor([0]), token[0, :1], torch.ones(1, 1, dtype=torch.bool),
-            torch.tensor([0]), torch.tensor([0]), torch.empty(0, 2, dtype=torch.long), one, None,
-        )  # fmt: skip
-    flat = [(index, row.prompt_ids, response) for index, row in enumerate(rows) for response in row.responses]
-    n = len(flat)
-    s = max(len(prompt_ids) + len(response.ids) for _, prompt_ids, response in flat)
-    t = max(len(response.ids) for _, _, response in flat)
-    input_ids = torch.full((n, s), pad_id)
-    attention_mask = torch.zeros(n, s, dtype=torch.long)
-    mask = torch.zeros(n, t, dtype=torch.bool)
-    positions, targets = [], []
-    for index, (_, prompt_ids, response) in enumerate(flat):
-        start, end = len(prompt_ids), len(prompt_ids) + len(response.ids)
-        input_ids[index, :end] = torch.tensor([*prompt_ids, *response.ids])
-        attention_mask[index, :end] = 1
-        mask[index, : len(response.ids)] = True
-        positions.append(torch.arange(start - 1, end - 1) + index * s)
-        targets.append(torch.tensor(response.ids))
-    responses = [response for _, _, response in flat]
+        nothing = TokenizedRow((pad_id,), (TokenizedResponse((pad_id,), 0),), Example("", (), "", ""))
+        return dataclasses.replace(collate([nothing], pad_id, layout), rows=())
+    rows = sorted(rows, key=lambda row: row.retain)
+    flat = [(index, response) for index, row in enumerate(rows) for response in row.responses]
+    responses = [response for _, response in flat]
+    lengths = torch.tensor([len(response.ids) for response in responses])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
     return MicroBatch(
         rows=tuple(rows),
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        positions=torch.cat(positions),
-        targets=torch.cat(targets),
+        tokens=arrange(rows, pad_id, layout),
+        targets=torch.tensor([token for response in responses for token in response.ids]),
         mask=mask,
         role=torch.tensor([response.role for response in responses]),
-        prompt=torch.tensor([index for index, _, _ in flat]),
+        prompt=torch.tensor([index for index, _ in flat]),
         pairs=_pairs(flat),
         weight=torch.tensor([response.weight for response in responses]),
         reward=_rewards(responses),
@@ -140,6 +111,8 @@ def collate(rows: Sequence[TokenizedRow], pad_id: int) -> MicroBatch:
         token_weight=_per_token([response.token_weights for response in responses], mask, fill=1.0),
         behavior_logps=_per_token([response.behavior_logps for response in responses], mask, fill=math.nan),
         num_retain=sum(len(row.responses) for row in rows if row.retain),
+        pad_id=pad_id,
+        layout=layout,
     )
 
 
@@ -169,43 +142,7 @@ def _per_token(given: list[tuple | None], mask: Tensor, *, fill: float) -> Tenso
 
 def _pairs(flat: list) -> Tensor:
     """(P, 2) all (positive, negative) pairs of the same prompt."""
-    positives = [(prompt, index) for index, (prompt, _, response) in enumerate(flat) if response.role > 0]
-    negatives = [(prompt, index) for index, (prompt, _, response) in enumerate(flat) if response.role < 0]
+    positives = [(prompt, index) for index, (prompt, response) in enumerate(flat) if response.role > 0]
+    negatives = [(prompt, index) for index, (prompt, response) in enumerate(flat) if response.role < 0]
     pairs = [(good, bad) for one, good in positives for other, bad in negatives if one == other]
     return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
-
-
-def padded_tokens(rows: Sequence[TokenizedRow]) -> int:
-    """Tokens of the padded layout of some rows, padding included: what `train.tokens_per_device` bounds."""
-    lengths = [length for row in rows for length in row.lengths()]
-    return len(lengths) * max(lengths, default=0)
-
-
-def share_out(rows: Sequence[TokenizedRow], *, world: int, tokens_per_device: int) -> list[list[list[TokenizedRow]]]:
-    """Deals the rows of a step to ranks: `[rank][micro-batch][row]`, the same number of micro-batches on all.
-
-    A row is never split. Rows of like length lie together, and there are as few micro-batches as
-    `tokens_per_device` allows. A rank may get empty micro-batches when there are fewer rows than places.
-    """
-    ordered = sorted(rows, key=lambda row: max(row.lengths()), reverse=True)
-    fewest = max(1, math.ceil(sum(sum(row.lengths()) for row in ordered) / (world * tokens_per_device)))
-    for each in range(fewest, max(fewest, len(ordered)) + 1):
-        bins = _cut(ordered, world * each)
-        if all(padded_tokens(group) <= tokens_per_device for group in bins) or world * each >= len(ordered):
-            break
-    return [bins[rank::world] for rank in range(world)]
-
-
-def _cut(ordered: list[TokenizedRow], count: int) -> list[list[TokenizedRow]]:
-    """`count` runs of neighbouring rows with about the same number of tokens; one row each where that is all."""
-    bins: list[list[TokenizedRow]] = [[] for _ in range(count)]
-    if count >= len(ordered):
-        for index, row in enumerate(ordered):
-            bins[index].append(row)
-        return bins
-    total, before = sum(sum(row.lengths()) for row in ordered), 0.0
-    for row in ordered:
-        size = sum(row.lengths())
-        bins[min(int((before + size / 2) * count / total), count - 1)].append(row)
-        before += size
-    return bins

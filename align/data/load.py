@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from align.data import nat, sources
-from align.data.collate import padded_tokens
+from align.data import layout, nat, sources
 from align.data.examples import Example
 from align.data.sources import Ledger
 from align.data.tokenize import (
@@ -221,7 +220,7 @@ def _check_fit(rows: list[TokenizedRow], recipe: Recipe, k: int) -> None:
     for row in rows:
         room = recipe.data.max_length - len(row.prompt_ids)
         samples = (TokenizedResponse(longest[:room], SAMPLE),) * k
-        need = padded_tokens([TokenizedRow(row.prompt_ids, (*row.responses, *samples), row.example)])
+        need = layout.size([TokenizedRow(row.prompt_ids, (*row.responses, *samples), row.example)], recipe.data.layout)
         if need > recipe.train.tokens_per_device:
             what = f"a prompt with all its responses takes up to {need} tokens, train.tokens_per_device is "
             fix = "raise it, or lower data.max_length, sampling.k or sampling.max_new_tokens"

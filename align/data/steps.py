@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch.utils.data import Dataset
 
-from align.data.collate import MicroBatch, collate, share_out
+from align.data.collate import MicroBatch, collate
+from align.data.share import share_out
 from align.data.stream import StepPlan
 from align.data.tokenize import TokenizedResponse, TokenizedRow
 
@@ -38,10 +39,12 @@ class Steps(Dataset):
         max_length: int,
         tokens_per_device: int,
         pad_id: int,
+        layout: str,
     ):
         self.rows, self.plan, self.sampler, self.retain = rows, plan, sampler, retain
         self.wants_mismatched, self.max_length = wants_mismatched, max_length
-        self.rank, self.world, self.tokens_per_device, self.pad_id = rank, world, tokens_per_device, pad_id
+        self.rank, self.world, self.tokens_per_device = rank, world, tokens_per_device
+        self.pad_id, self.layout = pad_id, layout
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -56,8 +59,8 @@ class Steps(Dataset):
         return StepShare(step, self._collated(rows), mismatched)
 
     def _collated(self, rows: list[TokenizedRow]) -> list[MicroBatch]:
-        shares = share_out(rows, world=self.world, tokens_per_device=self.tokens_per_device)
-        return [collate(group, self.pad_id) for group in shares[self.rank]]
+        shares = share_out(rows, world=self.world, tokens_per_device=self.tokens_per_device, layout=self.layout)
+        return [collate(group, self.pad_id, self.layout) for group in shares[self.rank]]
 
 
 def mismatch(rows: list[TokenizedRow], max_length: int) -> list[TokenizedRow]:

@@ -184,6 +184,14 @@ def step_labels(
     return tuple([*labels, *[0] * count][:count])
 
 
+_NUMBERS: dict[int, int] = {}
+
+
+def _compact(ids: Sequence[int]) -> tuple[int, ...]:
+    """Token ids that share their numbers with all others: 8 bytes a token where Python would take 36."""
+    return tuple([_NUMBERS.setdefault(token, token) for token in ids])
+
+
 @functools.lru_cache(maxsize=8)
 def _turn_end(tokenizer, template: str) -> tuple[str, str]:
     """(all that the template writes behind an answer, the part of it up to the first special token).
@@ -235,5 +243,5 @@ def encode_row(tokenizer, example: Example, *, roles: set[int], max_length: int,
             ledger.drop("steps unused: the chat template changes the answer", example.place)
             labels = None
         behavior = None if behavior is None else behavior[: len(ids)]
-        responses.append(TokenizedResponse(tuple(ids), role, response.weight, response.reward, labels, behavior))
-    return TokenizedRow(tuple(prompt_ids), tuple(responses), example)
+        responses.append(TokenizedResponse(_compact(ids), role, response.weight, response.reward, labels, behavior))
+    return TokenizedRow(_compact(prompt_ids), tuple(responses), example)

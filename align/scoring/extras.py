@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.data.collate import MicroBatch
 from align.scoring.head import log_probs_of
@@ -65,14 +65,23 @@ def _draws(batch: MicroBatch, seed: int, step: int) -> Tensor:
 
 def _repeats(batch: MicroBatch) -> Extra:
     """Sum of -log(1 - p(c)) over the distinct tokens c before the position, prompt included, the target left out."""
-    columns = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+    ids, own, before = (tensor.to(batch.targets.device) for tensor in _histories(batch))
+    columns = torch.arange(ids.shape[1], device=ids.device)
 
     def read(logits: Tensor, at: slice) -> Tensor:
-        targets, positions = batch.targets[at, None], batch.positions[at, None]
-        ids = batch.input_ids[positions[:, 0] // len(columns)]  # (C, S)
-        earlier = torch.where(columns <= positions % len(columns), ids, targets)
+        targets = batch.targets[at, None]
+        earlier = torch.where(columns < before[at, None], ids[own[at]], targets)
         candidates = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, earlier, True).scatter(-1, targets, False)
         rest = -torch.expm1(logits.log_softmax(-1).clamp(max=-1e-12))  # (C, V) 1 - p
         return -(rest.clamp(min=SMALLEST_REST).log() * candidates).sum(-1)
 
     return read
+
+
+def _histories(batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, S) prompt and response of each response; (M,) which of them each token is of; (M,) tokens before it."""
+    flat = [(row.prompt_ids, response.ids) for row in batch.rows for response in row.responses]
+    whole = [torch.tensor([*prompt_ids, *ids]) for prompt_ids, ids in flat] or [batch.targets.cpu()]
+    own = [index for index, (_, ids) in enumerate(flat) for _ in ids] or [0]
+    before = [len(prompt_ids) + place for prompt_ids, ids in flat for place in range(len(ids))] or [0]
+    return nn.utils.rnn.pad_sequence(whole, batch_first=True), torch.tensor(own), torch.tensor(before)

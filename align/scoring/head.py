@@ -1,4 +1,7 @@
-"""The LM head: read in chunks that are recomputed in the backward pass, so that no (tokens x vocabulary) matrix exists.
+"""The LM head, read piece by piece, so that no (tokens x vocabulary) matrix exists, forward or backward.
+
+Log-probs go through a linear head in tiles (`align.scoring.tiles`). Whatever else is read off the logits, and heads
+that are not plain linear layers (LoRA), go in chunks of whole rows that are recomputed in the backward pass.
 
 Shapes: M positions, C positions of a chunk, H hidden size, V words, E values read at each position.
 """
@@ -10,6 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from align.scoring.products import is_fast, product, raw_logits
+from align.scoring.tiles import TargetLogps, Transform
 
 LOGITS_AT_ONCE = 2**24  # values of a chunk of logits: 64 MiB in fp32
 
@@ -29,9 +35,10 @@ def read_logits(inner: nn.Module, hidden: Tensor, read: Read) -> Tensor:
     `read` is called again in the backward pass and must then tell the same.
     """
     head, transform, size = inner.get_output_embeddings(), logit_transform(inner), chunk_size(inner)
+    fast = is_fast(hidden)
     if type(head) is nn.Linear:
         return _inside(
-            head, lambda states: _Chunked.apply(states, head.weight, head.bias, read, transform, size), hidden
+            head, lambda states: _Chunked.apply(states, head.weight, head.bias, read, transform, size, fast), hidden
         )
 
     def chunk(states: Tensor, at: slice) -> Tensor:
@@ -44,8 +51,16 @@ def read_logits(inner: nn.Module, hidden: Tensor, read: Read) -> Tensor:
 
 
 def target_logps(inner: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    """(M,) log-prob of `targets` (M,) after `hidden` (M, H), through the model's head in chunks."""
-    return read_logits(inner, hidden, lambda logits, at: log_probs_of(logits, targets[at])[:, None])[:, 0]
+    """(M,) float32 log-prob of `targets` (M,) after `hidden` (M, H), through the model's head, tile by tile."""
+    head, transform = inner.get_output_embeddings(), logit_transform(inner)
+    wants_grad, fast = torch.is_grad_enabled(), is_fast(hidden)
+    if type(head) is not nn.Linear:
+        return read_logits(inner, hidden, lambda logits, at: log_probs_of(logits, targets[at])[:, None])[:, 0]
+
+    def logps(states: Tensor) -> Tensor:
+        return TargetLogps.apply(states, head.weight, head.bias, targets, transform, wants_grad, fast)
+
+    return _inside(head, logps, hidden)
 
 
 def _inside(head: nn.Module, function: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
@@ -68,40 +83,33 @@ class _Chunked(torch.autograd.Function):
     """What `read` tells of a linear head's logits. One node for all chunks: DDP and ZeRO see one gradient a weight."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, read, transform, size):  # (M, H), (V, H), (V,) | None
+    def forward(ctx, hidden, weight, bias, read, transform, size, fast):  # (M, H), (V, H), (V,) | None
         ctx.save_for_backward(hidden, weight, bias)
-        ctx.read, ctx.transform, ctx.size = read, transform, size
-        return torch.cat([read(transform(_linear(hidden[at], weight, bias)), at) for at in _pieces(hidden, size)])
+        ctx.read, ctx.transform, ctx.size, ctx.fast = read, transform, size, fast
+        pieces = _pieces(hidden, size)
+        return torch.cat([read(transform(raw_logits(hidden[at], weight, bias, fast)), at) for at in pieces])
 
     @staticmethod
     def backward(ctx, grad):  # (M, E)
-        hidden, weight, bias = ctx.saved_tensors
-        leaves = [None, weight, bias]
-        for index in (1, 2):
-            leaves[index] = leaves[index] if leaves[index] is None else leaves[index].detach()
-            if ctx.needs_input_grad[index]:
-                leaves[index].requires_grad_()
-        grads = [torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None, None, None]
+        (hidden, weight, bias), wants = ctx.saved_tensors, ctx.needs_input_grad
+        grads = [torch.zeros_like(one) if one is not None and wanted else None for one, wanted in
+                 zip((hidden, weight, bias), wants[:3], strict=True)]  # fmt: skip
         for at in _pieces(hidden, ctx.size):
-            leaves[0] = hidden[at].detach().requires_grad_(ctx.needs_input_grad[0])
-            wanted = [index for index in range(3) if ctx.needs_input_grad[index]]
+            raw = raw_logits(hidden[at], weight, bias, ctx.fast).requires_grad_()
             with torch.enable_grad():
-                found = ctx.read(ctx.transform(_linear(*leaves)), at)
-            found = torch.autograd.grad(found, [leaves[index] for index in wanted], grad[at])
-            for index, value in zip(wanted, found, strict=True):
-                if index == 0:
-                    grads[0][at] = value
-                else:
-                    grads[index] = value if grads[index] is None else grads[index].add_(value)
-        return *grads, None, None, None
+                found = ctx.read(ctx.transform(raw), at)
+            (of_raw,) = torch.autograd.grad(found, raw, grad[at])
+            if wants[0]:
+                grads[0][at] = product(of_raw, weight, ctx.fast).to(hidden.dtype)
+            if wants[1]:
+                grads[1] += product(of_raw.T, hidden[at], ctx.fast).to(weight.dtype)
+            if wants[2]:
+                grads[2] += of_raw.sum(0).to(bias.dtype)
+        return *grads, *[None] * 4
 
 
 def _pieces(hidden: Tensor, size: int) -> list[slice]:
     return [slice(start, min(start + size, len(hidden))) for start in range(0, max(len(hidden), 1), size)]
-
-
-def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return nn.functional.linear(hidden, weight.to(hidden.dtype), bias).float()
 
 
 def log_probs_of(logits: Tensor, ids: Tensor) -> Tensor:
@@ -109,17 +117,11 @@ def log_probs_of(logits: Tensor, ids: Tensor) -> Tensor:
     return logits.gather(-1, ids[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
-def logit_transform(inner: nn.Module) -> Callable[[Tensor], Tensor]:
+def logit_transform(inner: nn.Module) -> Transform:
     """What the model does to its head's output: logit scale (Cohere, Granite) and soft-capping (Gemma)."""
     config = inner.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
-
-    def transform(logits: Tensor) -> Tensor:
-        logits = logits if scale == 1.0 else logits * scale
-        return torch.tanh(logits / cap) * cap if cap else logits
-
-    return transform
+    return Transform(scale, getattr(config, "final_logit_softcapping", None) or None)
 
 
 def chunk_size(inner: nn.Module) -> int:
@@ -131,7 +133,7 @@ def _logits_of(inner: nn.Module, head: nn.Module) -> Callable[[Tensor], Tensor]:
     """From hidden states (C, H) to float32 logits (C, V). A linear head is not called: see `_inside`."""
     transform = logit_transform(inner)
     if type(head) is nn.Linear:
-        return lambda states: transform(_linear(states, head.weight, head.bias))
+        return lambda states: transform(raw_logits(states, head.weight, head.bias, is_fast(states)))
     return lambda states: transform(head(states).float())
 
 

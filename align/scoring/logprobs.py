@@ -10,10 +10,11 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from align.data.collate import MicroBatch, collate
-from align.data.tokenize import TokenizedResponse, TokenizedRow
+from align.data.collate import MicroBatch
+from align.errors import UserError
+from align.scoring.attention import inputs
 from align.scoring.extras import Extra
-from align.scoring.head import causal_lm, log_probs_of, read_logits
+from align.scoring.head import causal_lm, log_probs_of, read_logits, target_logps
 
 
 def hidden_states(model: nn.Module, batch: MicroBatch) -> Tensor:
@@ -27,19 +28,24 @@ def hidden_states(model: nn.Module, batch: MicroBatch) -> Tensor:
     handle = inner.base_model.register_forward_hook(lambda module, args, output: captured.append(output[0]))
     extra = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
     try:
-        model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **extra)
+        model(**inputs(batch.tokens), use_cache=False, **extra)
     finally:
         handle.remove()
-    return captured[0].flatten(0, 1)[batch.positions]
+    if not captured:
+        what = f"{type(inner).__name__} does not call its backbone as others do: no hidden states can be read"
+        raise UserError("model.path", what, "this architecture is not supported yet")
+    return captured[0].flatten(0, 1)[batch.tokens.positions]
 
 
 def response_logps(model: nn.Module, batch: MicroBatch) -> Tensor:
     """(N, T) float32 log-prob of each response token in nats; 0 where `batch.mask` is 0."""
-    return response_scores(model, batch, {})[0]
+    return _spread(target_logps(causal_lm(model), hidden_states(model, batch), batch.targets), batch)
 
 
 def response_scores(model: nn.Module, batch: MicroBatch, extras: dict[str, Extra]) -> tuple[Tensor, dict[str, Tensor]]:
     """(N, T) log-probs as `response_logps`, and (N, T) of each of `extras`, from one pass through the head."""
+    if not extras:
+        return response_logps(model, batch), {}
     hidden = hidden_states(model, batch)  # (M, H)
 
     def read(logits: Tensor, at: slice) -> Tensor:
@@ -47,26 +53,10 @@ def response_scores(model: nn.Module, batch: MicroBatch, extras: dict[str, Extra
         return torch.stack(values, dim=-1)
 
     flat = read_logits(causal_lm(model), hidden, read)  # (M, 1 + extras)
-    empty = torch.zeros(batch.mask.shape, dtype=torch.float32, device=hidden.device)
-    logps, *others = (empty.masked_scatter(batch.mask, column) for column in flat.unbind(-1))
+    logps, *others = (_spread(column, batch) for column in flat.unbind(-1))
     return logps, dict(zip(extras, others, strict=True))
 
 
-@torch.no_grad()
-def check_head(model: nn.Module) -> float:
-    """Largest difference between our log-probs and those of the model's own logits, on a short probe.
-
-    Models whose head does something unknown to `logit_transform` show up here, before they can train wrongly.
-    """
-    inner = causal_lm(model)
-    device = inner.get_output_embeddings().weight.device
-    ids = torch.arange(1, 9, device=device)[None] % inner.config.get_text_config().vocab_size
-    row = TokenizedRow((ids[0, 0].item(),), (TokenizedResponse(tuple(ids[0, 1:].tolist()), 1),), None)
-    batch = collate([row], pad_id=0).to(device)
-    was_training = model.training
-    model.eval()
-    own = model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-    own = own.gather(-1, ids[0, 1:, None]).squeeze(-1)
-    difference = (response_logps(model, batch)[0] - own).abs().max().item()
-    model.train(was_training)
-    return difference
+def _spread(flat: Tensor, batch: MicroBatch) -> Tensor:
+    """(N, T) of values (M,) of the response tokens, 0 elsewhere."""
+    return flat.new_zeros(batch.mask.shape).masked_scatter(batch.mask, flat)

@@ -1,46 +1,18 @@
-"""Rows to tensors, checked against plain-Python loops; rows to ranks, checked by counting."""
+"""Rows to the tensors of a micro-batch, and parts of it, checked by hand and against plain-Python loops."""
 
 from __future__ import annotations
 
 import dataclasses
-import random
-from collections import Counter
 
 import pytest
 import torch
 
-from align.data.collate import MicroBatch, collate, padded_tokens, share_out
-from align.data.examples import Example
+from align.data.collate import MicroBatch, collate
+from align.data.layout import PACKED, PADDED, Tokens
 from align.data.tokenize import TokenizedResponse, TokenizedRow
+from tests.data.handmade import PAD, answer, held, row, some_rows
 
-PAD = 99
-
-
-def row(prompt: list[int], *responses: TokenizedResponse, name: str = "Hi") -> TokenizedRow:
-    return TokenizedRow(tuple(prompt), responses, Example(name, (), "by hand", "my.jsonl:1"))
-
-
-def answer(*ids: int, role: int = -1, weight: float = 1.0, reward: float | None = None) -> TokenizedResponse:
-    return TokenizedResponse(ids, role, weight, reward)
-
-
-def some_rows(count: int, seed: int = 0, longest: int = 9) -> list[TokenizedRow]:
-    """Rows of unequal lengths, with one to four responses of all roles; each token number occurs once."""
-    draw = random.Random(seed)
-    numbers = iter(range(100, 1_000_000))
-
-    def ids(most: int) -> list[int]:
-        return [next(numbers) for _ in range(draw.randint(1, most))]
-
-    return [
-        row(
-            ids(longest),
-            *(answer(*ids(longest), role=draw.choice([1, 0, -1])) for _ in range(draw.randint(1, 4))),
-            name=f"Prompt {index}",
-        )
-        for index in range(count)
-    ]
-
+LAYOUTS = [PADDED, PACKED]
 
 TWO_ROWS = [
     row([1, 2, 3], answer(11, 12, role=1, weight=2.0, reward=0.5), answer(21, role=-1, weight=0.5, reward=-1.0)),
@@ -53,9 +25,9 @@ TWO_ROWS = [
 
 def test_tensors_by_hand():
     batch = collate(TWO_ROWS, PAD)
-    assert batch.input_ids.tolist() == [[1, 2, 3, 11, 12], [1, 2, 3, 21, PAD], [4, 31, 32, 33, 34]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
-    assert batch.positions.tolist() == [2, 3, 5 + 2, 10, 11, 12, 13]
+    assert batch.tokens.input_ids.tolist() == [[1, 2, 3, 11, 12], [1, 2, 3, 21, PAD], [4, 31, 32, 33, 34]]
+    assert batch.tokens.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert batch.tokens.positions.tolist() == [2, 3, 5 + 2, 10, 11, 12, 13]
     assert batch.targets.tolist() == [11, 12, 21, 31, 32, 33, 34]
     assert batch.mask.tolist() == [[True, True, False, False], [True, False, False, False], [True] * 4]
     assert batch.role.tolist() == [1, -1, 0]
@@ -69,9 +41,9 @@ def test_tensors_by_hand():
 def test_types():
     batch = collate(TWO_ROWS, PAD)
     whole = (
-        batch.input_ids,
-        batch.attention_mask,
-        batch.positions,
+        batch.tokens.input_ids,
+        batch.tokens.attention_mask,
+        batch.tokens.positions,
         batch.targets,
         batch.role,
         batch.prompt,
@@ -100,7 +72,7 @@ def test_reward_reaches_an_objective_only_if_every_response_it_sees_has_one():
 def test_padding_with_a_token_that_occurs_is_told_apart():
     """Models without a pad token are padded with EOS, which ends every response, too."""
     batch = collate([row([1], answer(5, PAD), answer(6, 7, PAD))], PAD)
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert batch.tokens.attention_mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert batch.targets.tolist() == [5, PAD, 6, 7, PAD]
 
 
@@ -112,14 +84,14 @@ def test_positions_targets_and_mask_against_a_loop(seed):
     rows = some_rows(7, seed)
     batch = collate(rows, PAD)
     positions, targets, mask = [], [], []
-    width, longest = batch.input_ids.shape[1], batch.mask.shape[1]
+    width, longest = batch.tokens.input_ids.shape[1], batch.mask.shape[1]
     responses = [(one.prompt_ids, response.ids) for one in rows for response in one.responses]
     for index, (prompt_ids, ids) in enumerate(responses):
         for number, token in enumerate(ids):
             positions.append(index * width + len(prompt_ids) + number - 1)
             targets.append(token)
         mask.append([number < len(ids) for number in range(longest)])
-    assert batch.positions.tolist() == positions
+    assert batch.tokens.positions.tolist() == positions
     assert batch.targets.tolist() == targets
     assert batch.mask.tolist() == mask
     assert width == max(len(prompt_ids) + len(ids) for prompt_ids, ids in responses)
@@ -129,9 +101,9 @@ def test_positions_targets_and_mask_against_a_loop(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_every_position_predicts_its_target(seed):
     batch = collate(some_rows(7, seed), PAD)
-    tokens, real = batch.input_ids.flatten(), batch.attention_mask.flatten()
-    assert tokens[batch.positions + 1].tolist() == batch.targets.tolist()
-    assert real[batch.positions + 1].all() and int(batch.mask.sum()) == len(batch.targets)
+    tokens, real = batch.tokens.input_ids.flatten(), batch.tokens.attention_mask.flatten()
+    assert tokens[batch.tokens.positions + 1].tolist() == batch.targets.tolist()
+    assert real[batch.tokens.positions + 1].all() and int(batch.mask.sum()) == len(batch.targets)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -150,48 +122,78 @@ def test_no_pairs_have_the_shape_of_pairs():
     assert collate([row([1], answer(2)), row([3], answer(4, role=1))], PAD).pairs.shape == (0, 2)
 
 
-def test_to_moves_every_tensor():
-    batch = collate(TWO_ROWS, PAD).to(torch.device("meta"))
-    tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
-    assert len(tensors) == 10 and {tensor.device.type for tensor in tensors} == {"meta"}
-    assert batch.rows == tuple(TWO_ROWS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_to_moves_every_tensor(layout):
+    """Ten of a batch with nothing given for each token: three or four of them its tokens."""
+    batch = collate(TWO_ROWS, PAD, layout).to(torch.device("meta"))
+    fields = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    tensors = [*fields, *(value for value in batch.tokens if value is not None)]
+    assert len(tensors) == (10 if layout == PADDED else 11)
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert isinstance(batch.tokens, Tokens) and batch.rows == tuple(TWO_ROWS)
 
 
 # A part of a micro-batch
 
 
-def assert_same_but_for_padding(part: MicroBatch, whole: MicroBatch) -> None:
-    """`part` may be wider than `whole`: it keeps the padding of what it was selected from."""
-    width, longest = whole.input_ids.shape[1], whole.mask.shape[1]
-    assert torch.equal(part.input_ids[:, :width], whole.input_ids)
-    assert torch.equal(part.attention_mask[:, :width], whole.attention_mask)
-    assert not part.attention_mask[:, width:].any()
-    assert torch.equal(part.mask[:, :longest], whole.mask) and not part.mask[:, longest:].any()
-    assert torch.equal(part.targets, whole.targets)
-    assert torch.equal(part.positions // part.input_ids.shape[1], whole.positions // width)
-    assert torch.equal(part.positions % part.input_ids.shape[1], whole.positions % width)
-    assert torch.equal(part.role, whole.role) and torch.equal(part.weight, whole.weight)
+def assert_same(part: MicroBatch, whole: MicroBatch) -> None:
+    """In every field, of the same type."""
+    assert vars(part).keys() == vars(whole).keys()
+    for name, value in vars(whole).items():
+        ours = getattr(part, name)
+        given = zip(ours, value, strict=True) if name == "tokens" else [(ours, value)]
+        for one, other in given:
+            if isinstance(other, torch.Tensor):
+                torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True, msg=name)
+            else:
+                assert one == other, name
 
 
+def only(rows: list[TokenizedRow], roles: set[int]) -> list[TokenizedRow]:
+    """The rows that have responses of `roles`, with those alone."""
+    kept = [dataclasses.replace(one, responses=tuple(r for r in one.responses if r.role in roles)) for one in rows]
+    return [one for one in kept if one.responses]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("role", [1, 0, -1])
-def test_select_equals_collating_the_selected(seed, role):
+def test_select_equals_collating_the_selected(seed, role, layout):
     rows = some_rows(8, seed)
-    batch = collate(rows, PAD)
-    kept = [[response for response in one.responses if response.role == role] for one in rows]
+    batch = collate(rows, PAD, layout)
     part = batch.select(batch.role == role)
-    assert_same_but_for_padding(
-        part, collate([row(one.prompt_ids, *some) for one, some in zip(rows, kept, strict=True) if some], PAD)
-    )
-    assert part.prompt.tolist() == [index for index, some in enumerate(kept) for _ in some]
+    assert_same(part, collate(only(rows, {role}), PAD, layout))
     assert part.pairs.shape == (0, 2)
 
 
-def test_select_all_but_the_pairs_is_the_same():
-    batch = collate(TWO_ROWS, PAD)
-    part = batch.select(torch.ones(3, dtype=torch.bool))
-    assert_same_but_for_padding(part, batch)
-    assert torch.equal(part.reward, batch.reward) and torch.equal(part.prompt, batch.prompt)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("seed", range(3))
+def test_select_any_responses_leaves_each_with_its_own_row(seed, layout):
+    """Whatever is chosen: its tokens, its role, and the prompt that its number leads to."""
+    batch = collate(some_rows(8, seed), PAD, layout)
+    chosen = torch.rand(len(batch.role), generator=torch.Generator().manual_seed(seed)) < 0.5
+    part = batch.select(chosen)
+    flat = [(one.example.prompt, response) for one in batch.rows for response in one.responses]
+    names = [part.rows[index].example.prompt for index in part.prompt.tolist()]
+    responses = [response for one in part.rows for response in one.responses]
+    assert 0 < len(responses) < len(flat)
+    assert list(zip(names, responses, strict=True)) == [
+        pair for pair, kept in zip(flat, chosen.tolist(), strict=True) if kept
+    ]
+    assert torch.equal(part.mask.sum(-1), batch.mask[chosen].sum(-1))
+    assert torch.equal(part.targets, batch.targets[chosen[:, None].expand_as(batch.mask)[batch.mask]])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_select_all_is_the_same(layout):
+    batch = collate(TWO_ROWS, PAD, layout)
+    assert_same(batch.select(torch.ones(3, dtype=torch.bool)), batch)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_select_nothing_is_a_stand_in(layout):
+    batch = collate(TWO_ROWS, PAD, layout)
+    assert_same(batch.select(torch.zeros(3, dtype=torch.bool)), collate([], PAD, layout))
 
 
 def test_select_takes_rewards_along():
@@ -200,123 +202,47 @@ def test_select_takes_rewards_along():
     assert batch.select(batch.role != 1).weight.tolist() == [0.5, 1.0]
 
 
+def test_select_stays_on_the_device():
+    """With what chooses on it, as an objective's roles do."""
+    batch = collate(TWO_ROWS, PAD)
+    part = batch.select(batch.role > 0)
+    assert part.role.device == part.tokens.positions.device == batch.role.device
+
+
+def test_select_keeps_retain_rows_apart():
+    batch = collate([held(row([3], answer(21, role=1), answer(22, role=1))), *TWO_ROWS], PAD)
+    part = batch.select(batch.role > 0)
+    assert part.num_retain == 2 and part.rows[-1].retain and part.targets.tolist() == [11, 12, 21, 22]
+
+
 # The stand-in for no rows
 
 
 def test_no_rows_give_a_stand_in_that_can_be_forwarded():
     batch = collate([], PAD)
     assert batch.rows == () and batch.num_tokens == 0
-    assert batch.input_ids.tolist() == [[PAD, PAD]] and batch.attention_mask.tolist() == [[1, 1]]
-    assert batch.input_ids.flatten()[batch.positions + 1].tolist() == batch.targets.tolist()
+    assert batch.tokens.input_ids.tolist() == [[PAD, PAD]] and batch.tokens.attention_mask.tolist() == [[1, 1]]
+    assert batch.tokens.input_ids.flatten()[batch.tokens.positions + 1].tolist() == batch.targets.tolist()
     assert int(batch.mask.sum()) == len(batch.targets) == 1
 
 
-def test_the_stand_in_has_the_types_and_dimensions_of_others():
-    empty, other = collate([], PAD), collate([row([1], answer(2))], PAD)
-    for name, tensor in vars(other).items():
+def test_no_rows_give_a_stand_in_of_one_token_in_the_packed_layout():
+    batch = collate([], PAD, PACKED)
+    assert batch.rows == () and batch.num_tokens == 0
+    tokens = batch.tokens
+    assert (tokens.input_ids.tolist(), tokens.position_ids.tolist()) == ([[PAD]], [[0]])
+    assert (tokens.attention_mask.tolist(), tokens.positions.tolist()) == ([[[[0, 1, 0, 0]]]], [0])
+    assert int(batch.mask.sum()) == len(batch.targets) == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_stand_in_has_the_types_and_dimensions_of_others(layout):
+    empty, other = collate([], PAD, layout), collate([row([1], answer(2))], PAD, layout)
+    assert empty.layout == other.layout == layout
+    for name, tensor in [*vars(other).items(), *other.tokens._asdict().items()]:
         if isinstance(tensor, torch.Tensor):
-            assert getattr(empty, name).dtype == tensor.dtype and getattr(empty, name).ndim == tensor.ndim, name
-
-
-# Rows to ranks
-
-LARGE = 10**6
-
-
-def padded(rows: list[TokenizedRow]) -> int:
-    return collate(rows, PAD).input_ids.numel() if rows else 0
-
-
-def test_padded_tokens_counts_what_collate_makes():
-    for count in range(1, 6):
-        assert padded_tokens(some_rows(count)) == padded(some_rows(count))
-    assert padded_tokens([]) == 0
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 8])
-@pytest.mark.parametrize("tokens", [1, 40, 200, LARGE])
-@pytest.mark.parametrize("count", [0, 1, 2, 5, 24])
-def test_every_row_goes_whole_to_one_place_and_ranks_keep_step(world, tokens, count):
-    rows = some_rows(count)
-    shares = share_out(rows, world=world, tokens_per_device=tokens)
-    dealt = [one for share in shares for group in share for one in group]
-    assert len(shares) == world
-    assert len({len(share) for share in shares}) == 1 and shares[0]
-    assert Counter(one.example.prompt for one in dealt) == Counter(one.example.prompt for one in rows)
-    assert all(any(one is given for given in rows) for one in dealt)
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("extra", [1.0, 1.5, 4.0])
-def test_tokens_per_device_is_kept_where_each_row_fits(world, seed, extra):
-    rows = some_rows(40, seed, longest=30)
-    tokens = int(extra * max(padded([one]) for one in rows))
-    shares = share_out(rows, world=world, tokens_per_device=tokens)
-    assert max(padded(group) for share in shares for group in share) <= tokens
-
-
-def test_a_row_larger_than_a_device_lies_alone():
-    large = row(list(range(50)), *(answer(*range(50)) for _ in range(4)), name="large")
-    shares = share_out([*some_rows(6), large], world=1, tokens_per_device=100)
-    assert [large] in shares[0]
-    assert all(padded(group) <= 100 for group in shares[0] if group != [large])
-
-
-def test_ranks_without_a_row_get_empty_micro_batches():
-    first, second = rows = some_rows(2)
-    shares = share_out(rows, world=4, tokens_per_device=LARGE)
-    assert [len(share) for share in shares] == [1, 1, 1, 1]
-    assert sorted(len(share[0]) for share in shares) == [0, 0, 1, 1]
-    assert {id(one) for share in shares for one in share[0]} == {id(first), id(second)}
-
-
-def test_no_rows_are_one_empty_micro_batch_a_rank():
-    assert share_out([], world=3, tokens_per_device=16) == [[[]], [[]], [[]]]
-
-
-def equal_rows(count: int) -> list[TokenizedRow]:
-    """Rows of one response and four tokens each."""
-    return [row([1, 2], answer(3, 4), name=f"Prompt {index}") for index in range(count)]
-
-
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("tokens, each", [(LARGE, 1), (33, 1), (20, 2), (9, 4), (5, 8)])
-def test_as_few_micro_batches_as_fit(world, tokens, each):
-    """Eight rows of four tokens a rank: 32 tokens."""
-    shares = share_out(equal_rows(8 * world), world=world, tokens_per_device=tokens)
-    assert [len(share) for share in shares] == [each] * world
-
-
-@pytest.mark.parametrize("tokens, each", [(32, 1), (16, 2), (8, 4), (4, 8)])
-def test_devices_that_are_just_full_need_no_further_micro_batch(tokens, each):
-    (share,) = share_out(equal_rows(8), world=1, tokens_per_device=tokens)
-    assert len(share) == each
-
-
-@pytest.mark.parametrize("world", [1, 3])
-def test_rows_of_like_length_lie_together_and_on_all_ranks_at_once(world):
-    """Else micro-batches would be padded to the longest row of the step, and ranks would wait for each other."""
-    shares = share_out(some_rows(60, longest=40), world=world, tokens_per_device=300)
-    lengths = [max(one.lengths()) for together in zip(*shares, strict=True) for group in together for one in group]
-    assert len(shares[0]) > 3 and lengths == sorted(lengths, reverse=True)
-
-
-def test_the_order_of_rows_does_not_decide_their_company():
-    rows = some_rows(12)
-    shuffled = random.Random(1).sample(rows, len(rows))
-    lengths = [
-        [[max(one.lengths()) for one in group] for group in share_out(some, world=1, tokens_per_device=150)[0]]
-        for some in (rows, shuffled)
-    ]
-    assert [max(group) for group in lengths[0] if group] == [max(group) for group in lengths[1] if group]
-
-
-def test_ranks_get_about_the_same_work():
-    rows = [one for seed in range(8) for one in some_rows(40, seed)]
-    shares = share_out(rows, world=4, tokens_per_device=400)
-    work = [sum(sum(one.lengths()) for group in share for one in group) for share in shares]
-    assert max(work) < 1.2 * min(work)
+            ours = getattr(empty.tokens if name in Tokens._fields else empty, name)
+            assert ours.dtype == tensor.dtype and ours.ndim == tensor.ndim, name
 
 
 # What an objective sees, and what the retain term does
@@ -330,10 +256,6 @@ def full(*ids: int, role: int = -1, reward: float | None = None) -> TokenizedRes
         token_weights=tuple(token / 10 for token in ids),
         behavior_logps=tuple(-float(token) for token in ids),
     )
-
-
-def held(one: TokenizedRow) -> TokenizedRow:
-    return dataclasses.replace(one, retain=True)
 
 
 def test_values_of_each_token_by_hand():
@@ -370,7 +292,7 @@ def test_retain_rows_lie_last_and_no_objective_sees_them():
     seen, alone = batch.for_objective({1, 0, -1}), collate([first, last], PAD)
     for name in ("role", "pairs", "prompt", "targets", "weight"):
         assert getattr(seen, name).tolist() == getattr(alone, name).tolist(), name
-    assert len(seen.positions) == len(alone.positions) == 4
+    assert len(seen.tokens.positions) == len(alone.tokens.positions) == 4
 
 
 def test_retain_rows_take_nothing_from_the_objective_and_give_it_nothing():
@@ -391,25 +313,15 @@ def mixed_rows(seed: int) -> list[TokenizedRow]:
     return [held(row([7, 8], full(5, 6, role=1))), *filled, held(row([9], answer(4, role=1)))]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("roles", [{1, -1}, {-1}, {1}, {-1, 0}, {1, 0, -1}], ids=str)
 @pytest.mark.parametrize("seed", range(3))
-def test_what_an_objective_sees_equals_rows_with_those_responses_alone(seed, roles):
+def test_what_an_objective_sees_equals_rows_with_those_responses_alone(seed, roles, layout):
     rows = mixed_rows(seed)
-    seen = collate(rows, PAD).for_objective(roles)
-    kept = [
-        dataclasses.replace(one, responses=tuple(r for r in one.responses if r.role in roles))
-        for one in rows
-        if not one.retain
-    ]
-    alone = collate([one for one in kept if one.responses], PAD)
-    assert_same_but_for_padding(seen, alone)
-    assert torch.equal(seen.pairs, alone.pairs) and (len(seen.pairs) > 0) == (roles >= {1, -1})
-    assert torch.equal(seen.reward, alone.reward)
-    for name in ("step_label", "token_weight", "behavior_logps"):
-        ours, theirs = getattr(seen, name), getattr(alone, name)
-        assert torch.equal(ours[:, : theirs.shape[1]], theirs) and not ours[:, theirs.shape[1] :].any(), name
-    prompts = [index for index, one in enumerate(kept) for _ in one.responses]
-    assert seen.prompt.tolist() == prompts, "prompts keep the numbers of their rows, which name them in errors"
+    seen = collate(rows, PAD, layout).for_objective(roles)
+    assert_same(seen, collate(only([one for one in rows if not one.retain], roles), PAD, layout))
+    assert (len(seen.pairs) > 0) == (roles >= {1, -1}) and seen.num_retain == 0
+    assert None not in (seen.reward, seen.step_label, seen.token_weight, seen.behavior_logps)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -432,7 +344,8 @@ def test_positives_that_only_the_retain_term_reads():
     assert seen.pairs.shape == (0, 2) and len(batch.pairs) == 2
     assert batch.targets[batch.is_retained(True)[:, None].expand(batch.mask.shape)[batch.mask]].tolist() == [11]
     assert not (batch.is_for({-1}) & batch.is_retained(True)).any()
-    assert batch.rows == seen.rows
+    assert [one.example for one in seen.rows] == [one.example for one in batch.rows], "which name them in errors"
+    assert [len(one.responses) for one in seen.rows] == [2, 1]
 
 
 def test_pairs_are_numbered_anew():
@@ -444,14 +357,37 @@ def test_pairs_are_numbered_anew():
     assert seen.pairs.tolist() == [[0, 1], [0, 2], [4, 3]]
 
 
-def test_a_stand_in_is_for_nobody():
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_stand_in_is_for_nobody(layout):
     """Its one response has the number of a sample and must not be taken for one."""
-    batch = collate([], PAD)
+    batch = collate([], PAD, layout)
     assert not batch.is_for({1, 0, -1}).any() and not batch.is_retained(True).any()
-    assert len(batch.for_objective({1, 0, -1}).role) == 0
+    assert_same(batch.for_objective({1, 0, -1}), batch)
 
 
-def test_retain_rows_alone_are_nothing_for_the_objective():
-    batch = collate([held(row([1], answer(2, 3, role=1)))], PAD)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_retain_rows_alone_are_nothing_for_the_objective(layout):
+    """It gets a stand-in, which has no rows."""
+    batch = collate([held(row([1], answer(2, 3, role=1)))], PAD, layout)
     assert not batch.is_for({1, 0, -1}).any() and batch.is_retained(False).all()
-    assert len(batch.for_objective({1}).role) == 0
+    assert_same(batch.for_objective({1}), collate([], PAD, layout))
+
+
+# Packed
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_layouts_differ_in_their_tokens_alone(seed):
+    """Whatever objectives see does not depend on the layout."""
+    rows = mixed_rows(seed)
+    one, other = collate(rows, PAD), collate(rows, PAD, PACKED)
+    assert one.tokens.input_ids.shape != other.tokens.input_ids.shape
+    assert_same(dataclasses.replace(one, tokens=other.tokens, layout=PACKED), other)
+
+
+def test_packed_retain_rows_lie_last():
+    batch = collate([held(row([3], answer(21, 22, role=1))), *TWO_ROWS], PAD, PACKED)
+    assert batch.tokens.input_ids.tolist() == [[1, 2, 3, 11, 4, 31, 32, 33, 3, 21]]
+    assert batch.tokens.attention_mask[0, 0, -2:].tolist() == [[8, 9, 8, 8], [9, 10, 8, 9]]
+    assert batch.tokens.positions.tolist() == [2, 3, 2, 4, 5, 6, 7, 8, 9]
+    assert batch.num_retain == 1 and batch.num_tokens == 10

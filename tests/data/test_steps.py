@@ -7,11 +7,13 @@ import random
 import pytest
 
 from align.data.examples import Example
+from align.data.layout import PACKED, PADDED, size
 from align.data.steps import Steps, StepShare, mismatch
 from align.data.stream import StepPlan
 from align.data.tokenize import TokenizedResponse, TokenizedRow
 
 PAD = 99
+LAYOUTS = [PADDED, PACKED]
 
 
 def row(prompt: list[int], *responses: list[int], retain: bool = False) -> TokenizedRow:
@@ -95,7 +97,7 @@ def steps_of(
     rows: list[TokenizedRow], *, rank: int = 0, world: int = 1, wants_mismatched: bool = True, retain=None, **more
 ) -> Steps:
     plan = StepPlan([1.0] * len(rows), prompts_per_step=5, epochs=2, max_steps=None, seed=3)
-    settings = {"max_length": 14, "tokens_per_device": 45, "pad_id": PAD} | more
+    settings = {"max_length": 14, "tokens_per_device": 45, "pad_id": PAD, "layout": "padded"} | more
     return Steps(rows, plan, None, retain=retain, wants_mismatched=wants_mismatched, rank=rank, world=world, **settings)
 
 
@@ -107,24 +109,48 @@ def shares(step: int, world: int, **more) -> list[StepShare]:
     return [steps_of(many_rows(), rank=rank, world=world, **more)[step] for rank in range(world)]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["batches", "mismatched"])
 @pytest.mark.parametrize("step", [0, 3, 8])
-def test_a_step_is_the_same_on_any_number_of_ranks(step, kind):
+def test_a_step_is_the_same_on_any_number_of_ranks_and_in_either_layout(step, kind, layout):
     alone = sorted(told(*shares(step, 1), kind))
     assert alone
-    for world in (2, 3, 8):
-        together = [pair for share in shares(step, world) for pair in told(share, kind)]
+    for world in (1, 2, 3, 8):
+        together = [pair for share in shares(step, world, layout=layout) for pair in told(share, kind)]
         assert sorted(together) == alone, world
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["batches", "mismatched"])
 @pytest.mark.parametrize("tokens", [20, 45, 10**6])
-def test_all_ranks_have_equally_many_micro_batches(kind, tokens):
+def test_all_ranks_have_equally_many_micro_batches(kind, tokens, layout):
     """They call the model in step, mismatched ones included: gradients and ZeRO-3 wait for each other."""
     for world in (1, 2, 3, 8):
         for step in range(len(steps_of(many_rows()))):
-            counts = {len(getattr(share, kind)) for share in shares(step, world, tokens_per_device=tokens)}
+            of_ranks = shares(step, world, tokens_per_device=tokens, layout=layout)
+            counts = {len(getattr(share, kind)) for share in of_ranks}
             assert len(counts) == 1 and counts != {0}, (world, step)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_micro_batches_have_the_layout_and_its_bound(layout, world):
+    """Each row fits: 45 tokens are more than the largest takes, padded or packed."""
+    assert max(size([one], layout) for one in many_rows()) <= 45
+    for step in range(len(steps_of(many_rows()))):
+        for share in shares(step, world, layout=layout):
+            for batch in (*share.batches, *share.mismatched):
+                assert batch.layout == layout and (batch.tokens.position_ids is None) is (layout == PADDED)
+                if batch.rows:
+                    assert batch.tokens.input_ids.numel() == size(batch.rows, layout) <= 45
+
+
+def test_packed_steps_take_fewer_micro_batches():
+    """As many tokens a device hold more rows without padding and with every prompt once."""
+    padded, packed = (
+        sum(len(steps_of(many_rows(), layout=layout)[step].batches) for step in range(10)) for layout in LAYOUTS
+    )
+    assert packed < padded
 
 
 def test_the_last_step_may_hold_one_prompt_and_has_a_stand_in_for_mismatched():
@@ -145,15 +171,17 @@ def test_mismatched_keep_the_bound_of_a_device():
     """Row A alone is 3 x 5 = 15 tokens; its responses behind B's longer prompt would be 3 x 14."""
     long = list(range(40, 50))
     steps = steps_of([row([1], [2, 3, 4, 5], [2, 3, 4, 6], [2, 3, 4, 7]), row(long, [8])], tokens_per_device=15)
-    assert max(batch.input_ids.numel() for batch in steps[0].mismatched) == 14
+    assert max(batch.tokens.input_ids.numel() for batch in steps[0].mismatched) == 14
     assert len(told(steps[0], "mismatched")) == 8  # both epochs are in the step: each row twice
 
 
-def test_retain_rows_are_beside_the_others_and_not_among_the_mismatched():
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_retain_rows_are_beside_the_others_and_not_among_the_mismatched(layout):
     held = [row([71, 72], [73], retain=True), row([81], [82, 83], retain=True)]
     plan = StepPlan([1.0, 1.0], prompts_per_step=1, epochs=1, max_steps=10, seed=0)
     with_held, without = (
-        steps_of(many_rows(), retain=retain, tokens_per_device=10**6)[2] for retain in ((held, plan), None)
+        steps_of(many_rows(), retain=retain, tokens_per_device=10**6, layout=layout)[2]
+        for retain in ((held, plan), None)
     )
     assert [batch.num_retain for batch in with_held.batches] == [1]
     extra = [pair for pair in told(with_held, "batches") if pair not in told(without, "batches")]

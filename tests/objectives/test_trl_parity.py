@@ -110,8 +110,8 @@ def reference(policy):
 def concentration(model, micro: MicroBatch) -> torch.Tensor:
     """(N, T) log sum_v p_v^2 where each response token is predicted, from the model's own logits."""
     with torch.no_grad():
-        logits = model(input_ids=micro.input_ids, attention_mask=micro.attention_mask).logits
-    flat = (2 * logits.flatten(0, 1)[micro.positions].log_softmax(-1)).logsumexp(-1)  # (M,)
+        logits = model(input_ids=micro.tokens.input_ids, attention_mask=micro.tokens.attention_mask).logits
+    flat = (2 * logits.flatten(0, 1)[micro.tokens.positions].log_softmax(-1)).logsumexp(-1)  # (M,)
     return torch.zeros(micro.mask.shape).masked_scatter(micro.mask, flat)
 
 

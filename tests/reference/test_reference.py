@@ -141,15 +141,19 @@ def test_two_references_by_role(roles, policy_reference, samples_reference, batc
 
 
 @pytest.mark.parametrize("roles", ["both", "samples", "others"])
-def test_every_rank_calls_each_reference_once(roles, batch, monkeypatch):
-    """Whatever roles a rank's batch has: ZeRO-3 waits for ranks that do not call."""
+@pytest.mark.parametrize("equal_calls", [True, False])
+def test_which_references_are_called(roles, equal_calls, batch):
+    """Under ZeRO-3 each one once, whatever roles a rank's batch has: it waits for ranks that do not call."""
     if roles != "both":
         batch = only(batch, samples=roles == "samples")
     models, calls = {FROZEN: tiny.llama(seed=5), "second": tiny.llama(seed=6)}, []
     for name, model in models.items():
         model.register_forward_hook(lambda *_, name=name: calls.append(name))
-    References(FROZEN, "second", models).logps(with_adapter(), batch)
-    assert sorted(calls) == [FROZEN, "second"]
+    references = References(FROZEN, "second", models, equal_calls=equal_calls)
+    references.logps(with_adapter(), batch)
+    needed = {"both": [FROZEN, "second"], "samples": ["second"], "others": [FROZEN]}[roles]
+    assert sorted(calls) == ([FROZEN, "second"] if equal_calls else needed)
+    assert references.forwards == len(calls)
 
 
 def test_the_same_reference_for_all_is_called_once(batch):

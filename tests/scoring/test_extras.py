@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from align.data.collate import MicroBatch, collate
 from align.data.examples import Example
+from align.data.layout import PACKED
 from align.data.tokenize import TokenizedResponse, TokenizedRow
 from align.objectives import EXTRAS
 from align.scoring import head as lm_head
 from align.scoring.extras import SMALLEST_REST, _alternatives, extra
 from align.scoring.logprobs import response_logps, response_scores
+from align.scoring.support import use_packed
 from tests import tiny
 
 VOCABULARY, PAD = 37, 0
@@ -443,7 +445,7 @@ def test_log_probs_are_those_without_extras(name, checkpointing, chunk, batch):
     plain, alone = response_logps(model, batch), {extra_name: one(model, batch, extra_name) for extra_name in EXTRAS}
     wanted = gradients(plain + 2 * alone["alternatives"] + 3 * alone["repeats"], model)
     logps, extras = scores(recomputing(model) if checkpointing else model, batch, *EXTRAS)
-    assert torch.equal(logps, plain)
+    torch.testing.assert_close(logps, plain, rtol=1e-6, atol=1e-6)
     assert list(extras) == list(EXTRAS)
     for extra_name, values in extras.items():
         torch.testing.assert_close(values, alone[extra_name], rtol=1e-6, atol=1e-6)
@@ -466,3 +468,32 @@ def test_without_gradient(name, chunk, batch):
     _, learning = scores(model, batch, *EXTRAS)
     for extra_name, values in extras.items():
         torch.testing.assert_close(learning[extra_name].detach(), values, rtol=1e-6, atol=1e-6)
+
+
+# packed
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_extras_are_those_of_the_padded_layout(name, checkpointing, chunk, batch, rows):
+    """Value and gradient, also where responses of a prompt share its tokens: each has a history of its own."""
+    model, packed = build(name), build(name)
+    assert use_packed(packed, 64) is None
+    logps, extras = scores(model, batch, *EXTRAS)
+    wanted = gradients(logps + 2 * extras["alternatives"] + 3 * extras["repeats"], model)
+    tree = collate(rows, PAD, PACKED)
+    assert tree.tokens.input_ids.numel() < batch.tokens.input_ids.numel()
+    found, others = scores(recomputing(packed) if checkpointing else packed, tree, *EXTRAS)
+    torch.testing.assert_close(found, logps, rtol=1e-5, atol=1e-5)
+    for extra_name, values in extras.items():
+        torch.testing.assert_close(others[extra_name], values, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(gradients(found + 2 * others["alternatives"] + 3 * others["repeats"], packed), wanted)
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_what_is_read_of_logits_does_not_depend_on_the_layout(name, batch, rows):
+    """The very same numbers, given the same logits; also of the stand-in."""
+    logits = torch.randn(len(batch.targets), VOCABULARY, generator=torch.Generator().manual_seed(0)) * 3
+    assert torch.equal(one_chunk(name, batch, logits), one_chunk(name, collate(rows, PAD, PACKED), logits))
+    empty = [collate([], PAD), collate([], PAD, PACKED)]
+    assert torch.equal(*(one_chunk(name, batch, logits[:1]) for batch in empty))

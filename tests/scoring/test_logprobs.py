@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -13,67 +12,29 @@ from torch.utils._pytree import tree_leaves
 from align.data.collate import MicroBatch, collate
 from align.data.tokenize import TokenizedResponse, TokenizedRow
 from align.scoring import head as lm_head
+from align.scoring import products, tiles
 from align.scoring.head import causal_lm, kl_divergence
-from align.scoring.logprobs import check_head, hidden_states, response_logps
+from align.scoring.logprobs import hidden_states, response_logps
+from tests.scoring.families import (
+    ADAPTERS,
+    FAMILIES,
+    HIDDEN,
+    NARROW,
+    VOCABULARY,
+    assert_same_gradients,
+    build,
+    gradients,
+    logits_one_by_one,
+    naive_logps,
+    some_rows,
+)
 
-torch.set_num_threads(1)  # several wait for each other longer than such models compute
-
-VOCABULARY, HIDDEN = 101, 32  # unlike any other size here
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": HIDDEN,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "initializer_range": 0.15,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-}
-FAMILIES = {
-    "llama": ("Llama", {"tie_word_embeddings": False}),
-    "llama tied": ("Llama", {"tie_word_embeddings": True}),
-    "llama without grouped queries": ("Llama", {"num_key_value_heads": 4}),
-    "qwen2": ("Qwen2", {"tie_word_embeddings": False}),
-    "qwen2 tied": ("Qwen2", {"tie_word_embeddings": True}),
-    "gemma2, soft-capped": ("Gemma2", {"final_logit_softcapping": 1.5}),
-    "mistral, sliding window": ("Mistral", {"sliding_window": 4}),
-    "granite, scaled": ("Granite", {"logits_scaling": 3.0}),
-    "cohere, scaled": ("Cohere", {"logit_scale": 0.25}),
-    "phi, head with bias": ("Phi", {}),
-}
-ADAPTERS = {"lora": ["q_proj", "down_proj"], "lora on the head": ["v_proj", "lm_head"]}
-
-
-def build(name: str, seed: int = 0) -> nn.Module:
-    """A tiny random model of a family, or a Llama with LoRA matrices of which none is 0."""
-    torch.manual_seed(seed)
-    family, more = FAMILIES.get(name, FAMILIES["llama"])
-    config = getattr(transformers, f"{family}Config")(**SHAPE | more)
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    if name in ADAPTERS:
-        model = get_peft_model(model, LoraConfig(r=3, target_modules=ADAPTERS[name], task_type="CAUSAL_LM")).eval()
-    for parameter in model.parameters():  # biases and LoRA's B begin at 0, norms at 1
-        if parameter.ndim == 1 or not parameter.any():
-            parameter.data += 0.2 * torch.randn(parameter.shape)
-    return model
+EVERY = [*FAMILIES, *NARROW, *ADAPTERS]
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[TokenizedRow]:
-    """Three prompts of unequal length with 2, 1 and 3 responses of unequal length: more tokens than HIDDEN."""
-    generator = torch.Generator().manual_seed(3)
-
-    def ids(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(2, VOCABULARY, (count,), generator=generator).tolist())
-
-    shapes = {5: (9, 1), 2: (17,), 8: (4, 12, 6)}
-    return [
-        TokenizedRow(ids(prompt), tuple(TokenizedResponse(ids(length), 1) for length in lengths), None)
-        for prompt, lengths in shapes.items()
-    ]
+    return some_rows()
 
 
 @pytest.fixture(scope="module")
@@ -84,32 +45,16 @@ def batch(rows) -> MicroBatch:
 @pytest.fixture(params=[1, 7, 10**6])
 def chunk(request, monkeypatch) -> int:
     """How many positions pass the head at once."""
-    monkeypatch.setattr(lm_head, "LOGITS_AT_ONCE", request.param * VOCABULARY)
+    small_pieces(monkeypatch, request.param)
     return request.param
 
 
-def logits_one_by_one(model: nn.Module, rows: list[TokenizedRow]) -> list[tuple[Tensor, Tensor]]:
-    """(logits, targets) of each response, every one forwarded alone: no padding, no chunks."""
-    found = []
-    for row in rows:
-        for response in row.responses:
-            input_ids = torch.tensor([[*row.prompt_ids, *response.ids]])
-            logits = model(input_ids=input_ids, use_cache=False).logits[0]
-            found.append((logits[len(row.prompt_ids) - 1 : -1], torch.tensor(response.ids)))
-    return found
-
-
-def naive_logps(model: nn.Module, rows: list[TokenizedRow]) -> Tensor:
-    """(N, T) like `response_logps`."""
-    logps = [z.log_softmax(-1).gather(-1, y[:, None])[:, 0] for z, y in logits_one_by_one(model, rows)]
-    return nn.utils.rnn.pad_sequence(logps, batch_first=True)
-
-
-def gradients(logps: Tensor, model: nn.Module) -> dict[str, Tensor]:
-    """Of a sum in which each token has a weight of its own."""
-    weights = torch.randn(logps.shape, generator=torch.Generator().manual_seed(4))
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return dict(zip(trained, torch.autograd.grad((logps * weights).sum(), list(trained.values())), strict=True))
+def small_pieces(monkeypatch, positions: int) -> None:
+    """Chunks and tiles of so many positions; the tiles' words do not divide the vocabulary, unless all are in one."""
+    words = 40 if positions < 1000 else VOCABULARY
+    monkeypatch.setattr(lm_head, "LOGITS_AT_ONCE", positions * VOCABULARY)
+    monkeypatch.setattr(products, "WORDS_AT_ONCE", words)
+    monkeypatch.setitem(tiles.LOGITS_AT_ONCE, "cpu", positions * words)
 
 
 def assert_equals_naive(model: nn.Module, batch: MicroBatch, rows: list[TokenizedRow]) -> None:
@@ -118,15 +63,10 @@ def assert_equals_naive(model: nn.Module, batch: MicroBatch, rows: list[Tokenize
     logps = response_logps(model, batch)
     assert logps.dtype == torch.float32 and logps.shape == batch.mask.shape
     torch.testing.assert_close(logps, expected, rtol=1e-5, atol=1e-5)
-    theirs, ours = gradients(expected, model), gradients(logps, model)
-    assert ours.keys() == theirs.keys() and ours
-    for name, values in theirs.items():
-        assert values.any(), f"{name} has no gradient to compare"
-        scale = max(1.0, values.abs().max().item())
-        torch.testing.assert_close(ours[name] / scale, values / scale, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(gradients(logps, model), gradients(expected, model))
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *ADAPTERS])
+@pytest.mark.parametrize("name", EVERY)
 def test_equals_all_logits(name, chunk, batch, rows):
     assert_equals_naive(build(name), batch, rows)
 
@@ -146,9 +86,7 @@ def test_checkpointed_activations(name, chunk, batch, rows):
     model.train()
     logps = response_logps(model, batch)
     torch.testing.assert_close(logps, naive_logps(model, rows), rtol=1e-5, atol=1e-5)
-    for parameter, values in gradients(logps, model).items():
-        scale = max(1.0, values.abs().max().item())
-        torch.testing.assert_close(values / scale, expected[parameter] / scale, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(gradients(logps, model), expected)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2, soft-capped", "lora on the head"])
@@ -196,8 +134,9 @@ def test_responses_left_out_change_nothing_for_the_others(batch):
     model = build("llama")
     kept = torch.tensor([True, False, True, False, False, True])
     part = batch.select(kept)
-    torch.testing.assert_close(response_logps(model, part), response_logps(model, batch)[kept], rtol=1e-5, atol=1e-5)
-    assert torch.equal(part.mask, batch.mask[kept])
+    whole = response_logps(model, batch)[kept, : part.mask.shape[1]]
+    torch.testing.assert_close(response_logps(model, part), whole, rtol=1e-5, atol=1e-5)
+    assert torch.equal(part.mask, batch.mask[kept, : part.mask.shape[1]])
 
 
 @pytest.mark.parametrize("name", ["llama", "lora on the head"])
@@ -249,7 +188,7 @@ class Rows(TorchDispatchMode):
 @pytest.mark.parametrize("size", [3, 10**6])
 def test_no_matrix_of_tokens_by_vocabulary(name, size, batch, monkeypatch):
     """Forward and backward; the weights of embedding and head, HIDDEN rows, are the largest there may be."""
-    monkeypatch.setattr(lm_head, "LOGITS_AT_ONCE", size * VOCABULARY)
+    small_pieces(monkeypatch, size)
     model = build(name)
     assert len(batch.targets) > HIDDEN > len(batch.role)
     with Rows() as forward:
@@ -265,7 +204,7 @@ def test_no_matrix_of_tokens_by_vocabulary(name, size, batch, monkeypatch):
 @pytest.mark.parametrize("name", ["llama", "llama tied", "gemma2, soft-capped", "lora on the head"])
 def test_no_logits_are_kept_for_the_backward_pass(name, batch, monkeypatch):
     """Chunk by chunk they would add up to the same matrix: they are computed again instead."""
-    monkeypatch.setattr(lm_head, "LOGITS_AT_ONCE", 3 * VOCABULARY)
+    small_pieces(monkeypatch, 3)
     model, kept = build(name), []
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
 
@@ -277,39 +216,9 @@ def test_no_logits_are_kept_for_the_backward_pass(name, batch, monkeypatch):
     with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
         logps = response_logps(model, batch)
         assert sum(kept) <= len(batch.role), "one row a response: the model's own head, kept to one position"
-        logits = model(input_ids=batch.input_ids).logits.log_softmax(-1)
+        logits = model(input_ids=batch.tokens.input_ids).logits.log_softmax(-1)
     assert sum(kept) >= logits.numel() // VOCABULARY, "the watch does see logits where they are kept"
     assert logps.requires_grad
-
-
-@pytest.mark.parametrize("name", [*FAMILIES, *ADAPTERS])
-@pytest.mark.parametrize("training", [True, False])
-def test_check_head_finds_nothing(name, training):
-    model = build(name).train(training)
-    assert check_head(model) < 1e-5
-    assert model.training is training
-    assert "forward" not in vars(causal_lm(model).get_output_embeddings())
-
-
-class Doubled(transformers.LlamaForCausalLM):
-    """Does to its logits what no configuration tells."""
-
-    def forward(self, *args, **kwargs):
-        output = super().forward(*args, **kwargs)
-        output.logits = output.logits * 2
-        return output
-
-
-def test_check_head_finds_a_secret_scale():
-    torch.manual_seed(0)
-    assert check_head(Doubled(transformers.LlamaConfig(**SHAPE)).eval()) > 0.1
-
-
-def test_check_head_finds_a_scale_of_another_meaning():
-    """HyperCLOVA X multiplies by `logits_scaling`, Granite divides by it."""
-    torch.manual_seed(0)
-    config = transformers.HyperCLOVAXConfig(**SHAPE, logits_scaling=3.0)
-    assert check_head(transformers.HyperCLOVAXForCausalLM(config).eval()) > 0.1
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2, soft-capped", "granite, scaled"])

@@ -1,0 +1,101 @@
+"""The references of a recipe: which models they need, and the stores in front of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from transformers import TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from align import models
+from align.data.layout import PACKED
+from align.errors import UserError, shorten
+from align.recipe import Recipe, Reference
+from align.reference import ADAPTER_OFF, FROZEN, References, freeze
+from align.reference.store import Store, default_folder, identity
+from align.scoring import support
+from align.scoring.head import causal_lm
+
+STORE_OFF = "off"
+
+
+def store_folder(reference: Reference) -> Path:
+    """Where log-probs are kept; not for `off`."""
+    return default_folder() if reference.store == "auto" else Path(reference.store).expanduser()
+
+
+def load_references(
+    recipe: Recipe, policy: nn.Module, args: TrainingArguments, start_hash: str | None, layout: str
+) -> References:
+    """The models that references need beside the policy itself, and the stores.
+
+    `start_hash` is `weights_hash` of the policy's weights without adapter; None only with the store off. `layout` is
+    that of the micro-batches. A frozen copy is loaded when something is first missing in its store, which may be
+    never; under ZeRO-3 at once, since sharding a model is no business of the middle of a step.
+    """
+    reference, has_store = recipe.reference, recipe.reference.store != STORE_OFF
+    names = {reference.policy, reference.samples, reference.behavior} - {None}
+    dtype, loaded, hashes = policy.dtype, {}, {ADAPTER_OFF: start_hash, FROZEN: start_hash}
+    configs = dict.fromkeys((ADAPTER_OFF, FROZEN), causal_lm(policy).config)
+
+    def load_later(name: str) -> nn.Module:
+        model = _load(recipe, name, dtype)
+        if models.weights_hash(model) != start_hash:
+            what = f"{shorten(recipe.model.path)} is not what the run began with any more"
+            raise UserError("model.path", what, "leave a model's files alone while it trains")
+        return _ready(model, recipe, name, args, layout)
+
+    for name in sorted(names - {ADAPTER_OFF}):
+        if name != FROZEN:
+            model = _load(recipe, name, dtype)
+            if model.config.vocab_size != policy.config.vocab_size:
+                what = f"{shorten(name)} has {model.config.vocab_size} words, the policy {policy.config.vocab_size}"
+                raise UserError("reference", what, "a reference must share the policy's tokenizer")
+            hashes[name], configs[name] = models.weights_hash(model) if has_store else None, model.config
+            loaded[name] = _ready(model, recipe, name, args, layout)
+        elif is_deepspeed_zero3_enabled() or not has_store:
+            loaded[name] = _ready(_load(recipe, name, dtype), recipe, name, args, layout)
+    who = {name: identity(hashes[name], configs[name].to_dict(), _arithmetic(args)) for name in names if has_store}
+    stores = {one: _open(reference, one) for one in sorted(set(who.values()))}
+    return References(
+        reference.policy, reference.samples, loaded, behavior=reference.behavior, load=load_later,
+        stores={name: stores[one] for name, one in who.items()}, equal_calls=is_deepspeed_zero3_enabled(),
+    )  # fmt: skip
+
+
+def _open(reference: Reference, identity: str) -> Store:
+    return Store(store_folder(reference), identity, dtype=reference.store_dtype, rank=PartialState().process_index)
+
+
+def _load(recipe: Recipe, name: str, dtype: torch.dtype) -> nn.Module:
+    path = recipe.model.path if name == FROZEN else name
+    return freeze(models.load_model(dataclasses.replace(recipe.model, path=path, adapter=None), dtype=dtype))
+
+
+def _arithmetic(args: TrainingArguments) -> str:
+    if args.bf16:
+        return "bf16"
+    return "tf32" if args.tf32 else "fp32"
+
+
+def _ready(model: nn.Module, recipe: Recipe, name: str, args: TrainingArguments, layout: str) -> nn.Module:
+    reason = support.use_packed(model, recipe.data.max_length) if layout == PACKED else None
+    if reason:
+        raise UserError("reference", f"{shorten(name)} cannot be packed: {shorten(reason, 160)}", "data.layout: padded")
+    return _on_device(model, args)
+
+
+def _on_device(model: nn.Module, args: TrainingArguments) -> nn.Module:
+    """Where a frozen model computes: this rank's device, or sharded over all ranks under ZeRO-3."""
+    if not is_deepspeed_zero3_enabled():
+        return model.to(args.device)
+    import deepspeed
+
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}, "bf16": {"enabled": args.bf16}}
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    engine.eval()  # unlike a module's, DeepSpeed's returns nothing
+    return engine
