@@ -1,7 +1,8 @@
 """Watches over a run.
 
-At its first step policy and reference are the same model and must score the same. Where they do not, every later log-ratio is wrong, and no curve would show it: DPO's loss begins at ln 2, NPO's at
-2/beta ln 2, only if all log-ratios are 0.
+At its first step policy and reference are the same model and must score the same. Where they do not, every later
+log-ratio is wrong, and no curve would show it: DPO's loss begins at ln 2, NPO's at 2/beta ln 2, only if all
+log-ratios are 0.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ class ProbeLayout(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         reason = packed_differs(self.trainer.model_wrapped)
         if reason:
-            raise UserError("data.layout", f"this model cannot be packed: {shorten(reason, 160)}", "data.layout: padded")
+            what = f"this model cannot be packed: {shorten(reason, 160)}"
+            raise UserError("data.layout", what, "set data.layout=padded")
 
 
 def must_agree(model: nn.Module) -> bool:
