@@ -54,7 +54,7 @@ class StartCheck:
         log_ratios = (view.logps.detach() - view.ref_logps).abs() * view.mask
         means = (log_ratios.sum(-1) / view.mask.sum(-1).clamp(min=1)).masked_fill(~held, 0.0)  # (N,)
         worst = int(means.argmax())
-        if means[worst] <= self.tolerance:  # nan is no drift: the loss is then not finite, which stops the run anyway
+        if not means[worst] > self.tolerance:  # nan is no drift: the loss is then not finite, which stops the run
             return None
         ref_logps = torch.where(held[:, None], view.logps.detach(), view.ref_logps)
         expected = self.objective(dataclasses.replace(view, ref_logps=ref_logps)).losses

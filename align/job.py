@@ -16,13 +16,16 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
-from align import models, precision
+from align import models, precision, processor
 from align.data import load as data_load
 from align.data.layout import PACKED, PADDED
+from align.data.ledger import Ledger
 from align.data.load import Rows
+from align.data.load_streams import Streams, is_streamed
 from align.data.nat import inference_label
-from align.data.steps import Steps
-from align.data.stream import StepPlan
+from align.data.plan import PlannedFeed
+from align.data.steps import Feed, Steps
+from align.data.stream import StreamFeed
 from align.errors import UserError, shorten
 from align.evaluation.before_after import BeforeAfter
 from align.evaluation.heldout import HeldOut
@@ -58,12 +61,12 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
     if run.finished() and recipe.train.resume:
         return say(f"{run.path} is finished already; the result is in {run.final}")
     args = training_arguments(recipe, run)
-    use_all_cores()
+    processor.prepare()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other; nothing a user can act on
     transformers_logging.disable_progress_bar()
     set_seed(recipe.train.seed)
     objective, tokenizer = recipe.build_objective(), models.load_tokenizer(recipe.model)
-    rows = data_load.load(recipe, tokenizer, objective)
+    rows = load_rows(recipe, tokenizer, objective)
     policy = load_policy(recipe, args)
     layout = choose_layout(recipe, policy)
     has_reference = bool(recipe.reference.policy or recipe.reference.behavior)
@@ -74,7 +77,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
     for store in set(references.stores.values()) if references else ():
         say(f"reference log-probs: {shorten(str(store.folder), 160)}, {store.num_entries:,} responses there")
     means = running_means(objective, policy)
-    plan, sampler, steps = plan_steps(recipe, rows, tokenizer, run, objective, layout)
+    sampler, steps = plan_steps(recipe, rows, tokenizer, run, objective, layout)
     say(rows.summary())
     trainer = AlignTrainer(
         model=policy,
@@ -88,24 +91,16 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
-    say(describe(recipe, trainer, plan, args, layout))
+    say(describe(recipe, trainer, args, layout))
     report = add_callbacks(trainer, run, recipe, rows, sampler, tokenizer, layout)
     start_run_folder(run, recipe, rows, args, checkpoint, start_hash)
     if checkpoint:
         trainer.restore(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if PartialState().is_main_process:
-        write_json(run.data, rows.ledger.as_dict())
+    write_data(run, rows, steps)
     report.after()
     save_final(trainer, run, inference_label(recipe.data.nat) if recipe.data.nat else None)
     say(f"result: {run.final}")
-
-
-def use_all_cores() -> None:
-    """This rank's share of the cores. Launchers set OMP_NUM_THREADS=1 where the user says nothing."""
-    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
 def say(text: str) -> None:
@@ -199,49 +194,55 @@ def choose_layout(recipe: Recipe, policy: nn.Module) -> str:
     return recipe.data.layout
 
 
-def plan_steps(recipe: Recipe, rows: Rows, tokenizer, run: RunFolder, objective: Objective, layout: str):
-    """(StepPlan, Sampler or None, Steps): which rows at which step, and on which rank."""
+def load_rows(recipe: Recipe, tokenizer, objective: Objective) -> Rows | Streams:
+    """The rows of a recipe, in memory or to be read as the run goes on."""
+    if is_streamed(recipe):
+        return Streams(recipe, tokenizer, objective)
+    return data_load.load(recipe, tokenizer, objective)
+
+
+def plan_steps(recipe: Recipe, rows: Rows | Streams, tokenizer, run: RunFolder, objective: Objective, layout: str):
+    """(Sampler or None, Steps): which rows at which step, and on which rank."""
     options, state = recipe.train, PartialState()
-    plan = StepPlan(
-        rows.weights, prompts_per_step=options.prompts_per_step, epochs=options.epochs,
-        max_steps=options.max_steps, seed=options.seed,
-    )  # fmt: skip
-    sampler = None
+    feed, sampler = rows.feed(recipe), None
     if "samples" in objective.needs:
+        if isinstance(rows, Streams) and not recipe.sampling.every:
+            fix = "draw as the run goes on: sampling.every=N"
+            raise UserError("data.streaming", "samples cannot be drawn at the start for rows that are streamed", fix)
         sampler = Sampler(
-            rows.train, plan, tokenizer, recipe.sampling, seed=options.seed, max_length=recipe.data.max_length,
+            feed, tokenizer, recipe.sampling, seed=options.seed, max_length=recipe.data.max_length,
             folder=run.samples, ledger=rows.ledger, equal_calls=is_deepspeed_zero3_enabled(),
         )  # fmt: skip
-    retain = None
-    if rows.retain:
-        retain_plan = StepPlan(
-            rows.retain_weights, prompts_per_step=recipe.retain.prompts_per_step, epochs=1, max_steps=len(plan),
-            seed=options.seed,
-        )  # fmt: skip
-        retain = rows.retain, retain_plan
     steps = Steps(
-        rows.train, plan, sampler, retain=retain, wants_mismatched="mismatched" in objective.needs,
+        feed, sampler, retain=rows.retain_feed(recipe, len(feed)), wants_mismatched="mismatched" in objective.needs,
         rank=state.process_index, world=state.num_processes, max_length=recipe.data.max_length,
         tokens_per_device=options.tokens_per_device, pad_id=tokenizer.eos_token_id, layout=layout,
     )  # fmt: skip
-    return plan, sampler, steps
+    return sampler, steps
 
 
-def describe(recipe: Recipe, trainer: AlignTrainer, plan: StepPlan, args: TrainingArguments, layout: str) -> str:
+def describe(recipe: Recipe, trainer: AlignTrainer, args: TrainingArguments, layout: str) -> str:
     """What is about to run, in one line."""
     trained = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
     everything = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
     where = f"{PartialState().num_processes} x {args.device.type}"
     arithmetic, why = precision.choose(recipe.train.precision)
-    weights = f"{trained:,} of {everything:,} weights"
+    weights, feed = f"{trained:,} of {everything:,} weights", trainer.train_dataset.feed
     return (
-        f"{recipe.name}: {recipe.objective['name']} on {shorten(recipe.model.path)} · {weights} · {len(plan)} steps, "
-        f"{plan.epochs:.2f} epochs · {where}, {arithmetic} ({why}), {layout}"
+        f"{recipe.name}: {recipe.objective['name']} on {shorten(recipe.model.path)} · {weights} · {len(feed)} steps"
+        f"{_epochs(feed)} · {where}, {arithmetic} ({why}), {layout}"
     )
 
 
+def _epochs(feed: Feed) -> str:
+    """How often rows are gone through, where it is known ahead; by group where there are several."""
+    found = feed.epochs() if isinstance(feed, PlannedFeed) else {}
+    each = (f"{number:.2f} epochs" + (f" of {title}" if len(found) > 1 else "") for title, number in found.items())
+    return "".join(f", {one}" for one in each)
+
+
 def add_callbacks(
-    trainer, run: RunFolder, recipe: Recipe, rows: Rows, sampler: Sampler | None, tokenizer, layout: str
+    trainer, run: RunFolder, recipe: Recipe, rows: Rows | Streams, sampler: Sampler | None, tokenizer, layout: str
 ) -> BeforeAfter:
     held_out = HeldOut(
         rows.held_out, state=PartialState(), device=trainer.args.device,
@@ -264,19 +265,30 @@ def add_callbacks(
 
 
 def start_run_folder(
-    run: RunFolder, recipe: Recipe, rows: Rows, args, checkpoint: Path | None, start_hash: str | None
+    run: RunFolder, recipe: Recipe, rows: Rows | Streams, args, checkpoint: Path | None, start_hash: str | None
 ) -> None:
     """Writes what is known before the first step; a resumed run keeps what the start wrote."""
     step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
     if not PartialState().is_main_process:
         return
     if checkpoint:
+        run.begin_as(checkpoint)
         print(f"going on from {checkpoint}, after step {step}", flush=True)
     else:
         write_json(run.environment, environment("bf16" if args.bf16 else "fp32", start_hash))
     write_text(run.recipe, recipe.to_yaml())
     write_json(run.data, rows.ledger.as_dict())
     run.forget_after(step)
+
+
+def write_data(run: RunFolder, rows: Rows | Streams, steps: Steps) -> None:
+    """`data.json`: what became of the rows, those that were streamed included."""
+    ledger, retained = steps.feed.everything(rows.ledger), Ledger()
+    if isinstance(steps.retain, StreamFeed):
+        ledger.merge(steps.retain.everything(retained), "retain: ")
+    epochs = {title: round(number, 3) for title, number in steps.feed.epochs().items()}
+    if PartialState().is_main_process:
+        write_json(run.data, ledger.as_dict() | {"epochs": epochs})
 
 
 def save_final(trainer: AlignTrainer, run: RunFolder, label: str | None) -> None:

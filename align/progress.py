@@ -65,8 +65,7 @@ class CarryState(TrainerCallback):
             self.trainer.scorer.means.update()
 
     def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            self.trainer.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self.trainer.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class NameCheckpoints(TrainerCallback):

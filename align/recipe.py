@@ -38,7 +38,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    path: str = option(doc="builtin:NAME, a JSONL(.gz), CSV or Parquet file, a glob, or a hub id.")
+    path: str = option(doc="builtin:NAME, a JSONL(.gz, .zst), CSV, Parquet or JSON file, a glob, or a hub id.")
     split: str = option("train", doc="Split of a builtin or hub data set.")
     weight: float = option(1.0, gt=0, doc="How often its rows are used in an epoch; 0.5 is a random half.")
 
@@ -57,6 +57,12 @@ class Nat:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mix:
+    positives: float = option(gt=0, lt=1, doc="Share of a step's prompts that bring positives; the others: negatives.")
+    final: float | None = option(None, gt=0, lt=1, doc="Share at the last step, approached linearly; null: the same.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     sources: list[Source] = option(list, doc="Where rows come from.")
     nat: Nat | None = option(None, doc="NAT: say in the prompt how good the answer is, and imitate all; null: off.")
@@ -66,6 +72,13 @@ class Data:
         choices=(PACKED, PADDED),
         doc="packed: a prompt is forwarded once for all its responses; padded: each lies behind its own copy.",
     )
+    mix: Mix | None = option(None, doc="How many prompts bring positives, how many negatives; null: as rows have them.")
+    streaming: str = option(
+        "auto",
+        choices=("auto", "always", "never"),
+        doc="Whether rows are read while the run goes on; auto: where files have 256 MB, or a hub set 200,000 rows.",
+    )
+    shuffle_buffer: int = option(2000, ge=1, doc="Rows of a streamed source among which the next one is drawn.")
     on_bad_rows: str = option("stop", choices=("stop", "skip"), doc="What a broken row does; skipped ones are counted.")
 
 
@@ -120,11 +133,15 @@ class Train:
     epochs: float = option(1.0, gt=0, doc="Passes over the prompts.")
     max_steps: int | None = option(None, ge=1, doc="Stop after this many optimiser steps; null: by epochs.")
     prompts_per_step: int = option(16, ge=1, doc="Prompts in an optimiser step, over all ranks.")
-    tokens_per_device: int = option(4096, ge=16, doc="Most tokens, padding included, of a micro-batch on a device.")
+    tokens_per_device: int = option(
+        4096, ge=16, doc="Most tokens of a micro-batch on a device, as they lie in its layout."
+    )
     seed: int = option(0, ge=0, doc="Seed of everything random.")
     save_every: int = option(0, ge=0, doc="Steps between checkpoints; 0 saves only the end.")
     resume: bool | str = option(False, doc="true (newest checkpoint, or the start) or a checkpoint folder.")
-    precision: str = option("auto", choices=("auto", "fp32", "bf16"), doc="Arithmetic; auto: bf16 where a GPU has it.")
+    precision: str = option(
+        "auto", choices=("auto", "fp32", "bf16"), doc="Arithmetic; auto: bf16 where the hardware is fast at it."
+    )
     hf: dict = option(dict, doc="Any other field of transformers.TrainingArguments.")
 
 

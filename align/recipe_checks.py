@@ -59,6 +59,7 @@ def check(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) ->
     _source_checks(reader, recipe, data)
     _reference_checks(reader, recipe, needs, data)
     _role_checks(reader, recipe, needs, data)
+    _feed_checks(reader, recipe, needs, data)
     if "samples" not in needs and data.get("sampling"):
         what = f"objective {recipe.objective['name']!r} uses no samples"
         reader.fail(("sampling",), what, "leave the section out")
@@ -152,6 +153,20 @@ def _role_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: d
     for key, role in (("positive", objectives.POSITIVE), ("negative", objectives.NEGATIVE)):
         if getattr(recipe.weights, key) != 1.0 and role not in read:
             reader.fail(("weights", key), f"objective {name!r} reads no {key}s", "leave it out")
+
+
+def _feed_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:
+    """Whether rows can be mixed and streamed as the recipe says."""
+    if recipe.data.mix is not None and (recipe.data.nat is not None or "responses" not in needs):
+        what = "mixes prompts with positives and prompts with negatives, but "
+        what += "data.nat" if recipe.data.nat is not None else f"objective {recipe.objective['name']!r}"
+        reader.fail(("data", "mix"), f"{what} does not take single responses of either role", "leave it out")
+    if recipe.data.streaming == "never" and (data.get("data") or {}).get("shuffle_buffer") is not None:
+        reader.fail(("data", "shuffle_buffer"), "is for rows that are streamed", "leave it out")
+    if recipe.data.streaming == "always" and "samples" in needs and not recipe.sampling.every:
+        if set(needs) != set(objectives.NEEDS):
+            fix = "draw as the run goes on: sampling.every=N"
+            reader.fail(("data", "streaming"), "samples cannot be drawn at the start for rows that are streamed", fix)
 
 
 def _supply_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...]) -> None:

@@ -18,11 +18,10 @@ import torch
 from accelerate.utils import gather_object
 from transformers.utils import logging as transformers_logging
 
-from align import job, models
-from align.data import load as data_load
+from align import job, models, processor
 from align.data.collate import MicroBatch
+from align.data.plan import PlannedFeed, StepPlan
 from align.data.steps import Steps
-from align.data.stream import StepPlan
 from align.errors import UserError, is_first_process
 from align.recipe import Recipe
 from align.reference import References
@@ -55,14 +54,14 @@ def build(recipe: Recipe) -> None:
         raise UserError("accelerate", what, "use DDP (launch/ddp.yaml), or let the run fill the store")
     run = RunFolder(recipe.output)
     args = job.training_arguments(recipe, run)
-    job.use_all_cores()
+    processor.prepare()
     transformers_logging.disable_progress_bar()
     objective, tokenizer = recipe.build_objective(), models.load_tokenizer(recipe.model)
-    rows = data_load.load(recipe, tokenizer, objective)
+    rows = job.load_rows(recipe, tokenizer, objective)
     policy = job.load_policy(recipe, args).eval()
     layout = job.choose_layout(recipe, policy)
     references = load_references(recipe, policy, args, models.weights_hash(causal_lm(policy)), layout)
-    _, _, steps = job.plan_steps(recipe, rows, tokenizer, run, objective, layout)
+    _, steps = job.plan_steps(recipe, rows, tokenizer, run, objective, layout)
     steps.sampler = None
     policy, done = policy.to(args.device), _Done()
     with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):  # as in a run
@@ -84,25 +83,31 @@ def build(recipe: Recipe) -> None:
 
 def _batches(steps: Steps, seed: int) -> Iterator[tuple[MicroBatch, float]]:
     """This rank's micro-batches of the run and of the rows that it does not reach, and the share that is done."""
-    reached = set(steps.plan.rows_between(0, len(steps.plan)))
-    others = [row for index, row in enumerate(steps.rows) if index not in reached]
-    seen: set[int] = set()  # rows, for the run and for what it does not reach
+    feed = steps.feed
+    if not isinstance(feed, PlannedFeed):  # a stream has the rows of the run alone, and each step once
+        for step in range(len(steps)):
+            share = steps[step]
+            for batch in [*share.batches, *share.mismatched]:
+                yield batch, (step + 1) / len(steps)
+        return
+    seen: set[int] = set()  # rows of the run
     for step in range(len(steps)):
-        rows = steps.plan.rows(step)
+        rows = feed.plan.rows(step)
         if steps.wants_mismatched or not seen.issuperset(rows):  # else a later epoch that asks for the same again
             seen.update(rows)
             share = steps[step]
             for batch in [*share.batches, *share.mismatched]:
-                yield batch, len(seen) / len(steps.rows)
+                yield batch, len(seen) / len(feed.all)
+    others = feed.rest()
     if others:
         plan = StepPlan(
-            [1.0] * len(others), prompts_per_step=steps.plan.prompts_per_step, epochs=1, max_steps=None, seed=seed
+            [1.0] * len(others), prompts_per_step=feed.plan.prompts_per_step, epochs=1, max_steps=None, seed=seed
         )
         rest = copy.copy(steps)
-        rest.rows, rest.plan, rest.retain, rest.wants_mismatched = others, plan, None, False
+        rest.feed, rest.retain, rest.wants_mismatched = PlannedFeed(others, plan), None, False
         for step in range(len(rest)):
             for batch in rest[step].batches:
-                yield batch, (len(reached) + (step + 1) / len(rest) * len(others)) / len(steps.rows)
+                yield batch, (len(seen) + (step + 1) / len(rest) * len(others)) / len(feed.all)
 
 
 def _check_written(references: References) -> None:

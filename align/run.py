@@ -15,10 +15,12 @@ from pathlib import Path
 
 import yaml
 
-from align.errors import UserError, UserErrors
+from align.errors import UserError, UserErrors, shorten
 
 # What may not change when a run is gone on with; the rest (lengths, saving, evaluation, layout) may.
-FIXED_FOR_A_RUN = [(name,) for name in ("model", "data", "retain", "weights", "sampling", "objective")]
+FIXED_FOR_A_RUN = [(name,) for name in ("model", "retain", "weights", "sampling", "objective")]
+_DATA = ("sources", "nat", "max_length", "mix", "streaming", "shuffle_buffer", "on_bad_rows")  # not the layout
+FIXED_FOR_A_RUN += [("data", key) for key in _DATA]
 FIXED_FOR_A_RUN += [("reference", key) for key in ("policy", "samples", "behavior", "store_dtype")]  # not the store
 FIXED_FOR_A_RUN += [("train", "seed"), ("train", "prompts_per_step"), ("train", "learning_rate"), ("eval", "holdout")]
 
@@ -68,6 +70,18 @@ class RunFolder:
             fix = "set train.resume=true to go on with it, or another output="
             raise UserError("output", f"{self.path} already holds a run", fix)
         return self.newest_checkpoint() if resume else None
+
+    def begin_as(self, checkpoint: Path) -> None:
+        """Takes over what another run had written up to its `checkpoint`; nothing if it is this one's."""
+        other = RunFolder(checkpoint.parent.parent)
+        if self.evaluation.exists() or other.path.resolve() == self.path.resolve():
+            return
+        for name in ("environment", "evaluation", "metrics"):
+            if not getattr(other, name).exists():
+                what = f"{shorten(str(other.path))} has no {getattr(other, name).name}"
+                raise UserError("train.resume", what, "name a checkpoint where its run left it")
+        for name in ("environment", "evaluation", "metrics"):
+            write_text(getattr(self, name), getattr(other, name).read_text(encoding="utf-8"))
 
     def check_same(self, recipe_yaml: str) -> None:
         """Raises UserErrors if a run is gone on with under a recipe that would make it another run."""

@@ -25,17 +25,18 @@ from transformers import PrinterCallback, Trainer
 
 from align.data.collate import MicroBatch
 from align.data.steps import Steps, StepShare
-from align.errors import shorten
+from align.data.stream import StreamFeed
+from align.errors import UserError, shorten
 from align.guard import Drift, StartCheck
 from align.objectives import Batch, Objective, WholeStep, count_units, join_step, unit_weights
-from align.run import RunFolder, write_json
+from align.run import RunFolder, write_json, write_text
 from align.view import Scorer, bare_view, common_metrics
 
 if TYPE_CHECKING:
     from align.recipe import Retain
 
 
-MEMORY, MEANS = "objective.json", "running_means.safetensors"  # files of a checkpoint
+MEMORY, MEANS, STREAMS = "objective.json", "running_means.safetensors", "streams.json"  # files of a checkpoint
 
 
 class _FromStep(Sampler):
@@ -91,16 +92,33 @@ class AlignTrainer(Trainer):
         self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
 
     def keep(self, folder: Path) -> None:
-        """Writes to a checkpoint what goes on from step to step beside weights and optimiser."""
+        """Writes to a checkpoint what goes on from step to step beside weights and optimiser. All ranks must call."""
+        streams = {name: feed.state() for name, feed in self._streams().items()}
+        if not self.is_world_process_zero():
+            return
+        if streams:
+            write_text(folder / STREAMS, json.dumps(streams))
         write_json(folder / MEMORY, self.memory)
         if self.scorer.means is not None:
             self.scorer.means.save(folder / MEANS)
 
     def restore(self, folder: Path) -> None:
-        """Reads what `keep` wrote."""
+        """Reads what `keep` wrote. Raises UserError if rows were in memory then and are now streamed, or not."""
+        step = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+        file, feeds = folder / STREAMS, self._streams()
+        if file.exists() != bool(feeds):
+            what = f"{folder} was written by a run that {'streams' if file.exists() else 'does not stream'} its rows"
+            raise UserError("data.streaming", what, "resume with the same setting")
+        for name, state in json.loads(file.read_text(encoding="utf-8")).items() if feeds else ():
+            feeds[name].restore(state, step, self.is_world_process_zero())
         self.memory = json.loads((folder / MEMORY).read_text(encoding="utf-8"))
         if self.scorer.means is not None:
             self.scorer.means.load(folder / MEANS)
+
+    def _streams(self) -> dict[str, StreamFeed]:
+        """The rows that are read as the run goes on."""
+        named = {"train": self.train_dataset.feed, "retain": self.train_dataset.retain}
+        return {name: feed for name, feed in named.items() if isinstance(feed, StreamFeed)}
 
     def get_train_dataloader(self) -> DataLoader:
         """Not prepared by accelerate: `Steps` has dealt the rows to ranks already."""

@@ -28,7 +28,7 @@ from benchmarks.rounds import (
 )
 from benchmarks.workload import Lengths, Setup, Workload, make
 
-PROMPTS = {2: 8, 4: 4, 8: 2, 16: 1}  # responses a prompt -> prompts a step: a step of TRL's is 8 to 15 pairs
+PROMPTS = {2: 8, 4: 4, 8: 4, 16: 1}  # responses a prompt -> prompts a step: a step of TRL's is 8 to 28 pairs
 PROMPT_TOKENS = (64, 256, 512, 1024, 2048)
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}  # of losses on the two sides, in nats
 REFERENCE_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}  # of log-probs of responses, relative
@@ -72,6 +72,7 @@ def trl_options(work: Workload) -> dict:
         "batch": setup.pairs_per_batch,
         "accumulate": setup.pairs_per_step // setup.pairs_per_batch,
         "negatives": setup.responses - 1,
+        "as_ours": setup.trl_as_ours,
     }
 
 

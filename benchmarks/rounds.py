@@ -12,7 +12,7 @@ from benchmarks.flops import ModelSize, Peak, response_tokens, training_flops
 from benchmarks.gate import Worker
 from benchmarks.workload import Workload
 
-WARM_UP = 1  # units of each worker that do not count
+WARM_UP = 2  # units of each worker that do not count: memory is still new to the process in both
 
 
 class Disagreement(RuntimeError):
@@ -60,15 +60,15 @@ def rates(units: list[dict], responses: int) -> dict:
 def training_figures(work: Workload, units: list[dict], end: dict, size: ModelSize, peak: Peak) -> dict:
     """What a side did in the steps that count, in the fields of the benchmark's output."""
     steps, counted = work.steps[WARM_UP:], units[WARM_UP:]
-    shares = [
-        training_flops(step, size) / unit["seconds"] / peak.flops_per_second
-        for step, unit in zip(steps, counted, strict=True)
-    ]
+    rate = statistics.median(
+        training_flops(step, size) / unit["seconds"] for step, unit in zip(steps, counted, strict=True)
+    )
     forwarded = sum(unit["tokens_forwarded"] for unit in counted)
     return {
         **rates(units, work.setup.prompts_per_step * work.setup.responses),
         "peak_memory_bytes": end["peak_memory_bytes"],
-        "mfu": statistics.median(shares),
+        "mfu": rate / peak.flops_per_second,
+        "mfu_of_default_products": rate / peak.default_flops_per_second,
         "tokens_forwarded_per_response_token": forwarded / sum(map(response_tokens, steps)),
         "losses": end["losses"],
     }

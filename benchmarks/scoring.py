@@ -8,10 +8,10 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig
 
-from align import job, models, recipe
+from align import job, models, processor, recipe
 from align.data import load as data_load
-from align.data.sources import Ledger
-from align.data.stream import StepPlan
+from align.data.ledger import Ledger
+from align.data.plan import PlannedFeed, StepPlan
 from align.negatives.sampling import Sampler, stop_ids
 from align.recipe import Recipe, Sampling
 from align.reference_setup import load_references
@@ -26,7 +26,7 @@ MAX_NEW_TOKENS = 64
 def _begin(recipe_file: str) -> tuple[Recipe, RunFolder, object, data_load.Rows]:
     """(recipe, run folder, tokenizer, rows), as the job begins."""
     loaded = recipe.load(recipe_file)
-    job.use_all_cores()
+    processor.prepare()
     tokenizer = models.load_tokenizer(loaded.model)
     return loaded, RunFolder(loaded.output), tokenizer, data_load.load(loaded, tokenizer, loaded.build_objective())
 
@@ -38,7 +38,7 @@ def ours(gate: Gate, *, recipe_file: str, **_: object) -> None:
     policy = job.load_policy(loaded, arguments).to(arguments.device)
     layout = job.choose_layout(loaded, policy)
     references = load_references(loaded, policy, arguments, models.weights_hash(causal_lm(policy)), layout)
-    _, _, steps = job.plan_steps(loaded, rows, tokenizer, run, loaded.build_objective(), layout)
+    _, steps = job.plan_steps(loaded, rows, tokenizer, run, loaded.build_objective(), layout)
 
     def unit(number: int) -> dict:
         sums = {}
@@ -48,16 +48,18 @@ def ours(gate: Gate, *, recipe_file: str, **_: object) -> None:
                 scores = references.logps(policy, batch).sum(-1).tolist()
             for index, score in zip(batch.prompt.tolist(), scores, strict=True):
                 sums.setdefault(batch.rows[index].example.prompt, []).append(score)
-        in_order = (rows.train[index].example.prompt for index in steps.plan.rows(number))
+        in_order = (row.example.prompt for row in steps.feed.rows(number))
         return {"sums": [sums[prompt] for prompt in in_order]}
 
     gate.send("ready")
     gate.run([lambda number=number: unit(number) for number in range(len(steps))])
 
 
-def trl(gate: Gate, *, recipe_file: str, pairs_file: str, batch: int, accumulate: int, negatives: int) -> None:
+def trl(
+    gate: Gate, *, recipe_file: str, pairs_file: str, batch: int, accumulate: int, negatives: int, as_ours: bool
+) -> None:
     """The same through DPOTrainer.compute_ref_log_probs, over batches of pairs as its own precomputation makes them."""
-    trainer = trl_trainer(recipe_file, pairs_file, batch, accumulate, precompute=False)
+    trainer = trl_trainer(recipe_file, pairs_file, batch, accumulate, precompute=False, as_ours=as_ours)
     loader = trainer.accelerator.prepare(
         DataLoader(trainer.train_dataset, batch_size=batch, collate_fn=trainer.data_collator, shuffle=False)
     )
@@ -82,8 +84,9 @@ def sampler(gate: Gate, *, recipe_file: str, k: int, **_: object) -> None:
     arguments = job.training_arguments(loaded, run)
     model, plan = job.load_policy(loaded, arguments).to(arguments.device).eval(), _plan(loaded, rows)
     draws = Sampler(
-        rows.train, plan, tokenizer, Sampling(k=k, max_new_tokens=MAX_NEW_TOKENS, every=1), seed=loaded.train.seed,
-        max_length=loaded.data.max_length, folder=run.samples, ledger=Ledger(), equal_calls=False,
+        PlannedFeed(rows.train, plan), tokenizer, Sampling(k=k, max_new_tokens=MAX_NEW_TOKENS, every=1),
+        seed=loaded.train.seed, max_length=loaded.data.max_length, folder=run.samples, ledger=Ledger(),
+        equal_calls=False,
     )  # fmt: skip
 
     def unit(step: int) -> dict:

@@ -22,7 +22,6 @@ from pathlib import Path
 
 if __name__ == "__main__":  # run as a file: the project on the path in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded
 
 from align.errors import run_main
 from benchmarks import cases
@@ -42,7 +41,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of both sides")
     parser.add_argument("--learning-rate", type=float, default=Setup.learning_rate)
     parser.add_argument("--steps", type=int, help="measured steps of each side; default 5, with --quick 2")
-    parser.add_argument("--prompts-per-step", type=int, help="default: so that a step of TRL's has 8 to 15 pairs")
+    parser.add_argument("--prompts-per-step", type=int, help="default: so that a step of TRL's has 8 to 28 pairs")
+    parser.add_argument("--tokens-per-device", type=int, default=Setup.tokens_per_device, help="of our micro-batches")
+    parser.add_argument("--trl-pairs", type=int, default=Setup.most_pairs, help="most pairs of TRL's micro-batches")
+    parser.add_argument("--trl-as-ours", action="store_true", help="give TRL's process our settings of the processor")
     parser.add_argument("--seed", type=int, default=0, help="of the rows")
     return parser.parse_args()
 
@@ -52,12 +54,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and end the workers
     with tempfile.TemporaryDirectory(prefix="align-speed-") as folder:
         model = prepare_model(given.model, Path(folder) / "model")
-        from align.job import use_all_cores
+        from align.processor import use_all_cores
 
         use_all_cores()
         setup = Setup(
             model, precision=given.precision, lora=given.lora, layout=given.layout, seed=given.seed,
-            learning_rate=given.learning_rate,
+            learning_rate=given.learning_rate, tokens_per_device=given.tokens_per_device,
+            most_pairs=given.trl_pairs, trl_as_ours=given.trl_as_ours,
         )  # fmt: skip
         bench = cases.Bench(
             folder=Path(folder), setup=setup, peak=Peak(given.precision), quick=given.quick,
@@ -72,6 +75,7 @@ def main() -> None:
         for name in given.case or (cases.QUICK if given.quick else cases.CASES):
             result["cases"][name] = cases.CASES[name](bench)
             result["peak_gflops_per_second"] = bench.peak.flops_per_second / 1e9
+            result["default_peak_gflops_per_second"] = bench.peak.default_flops_per_second / 1e9
             if given.out:
                 given.out.write_text(json.dumps(result, indent=2) + "\n")
         print(json.dumps(result, indent=2))

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from align import job, models, recipe
+from align import job, models, processor, recipe
 from align.run import RunFolder
 from benchmarks.flops import ModelSize
 from benchmarks.gate import Gate, peak_memory
@@ -71,12 +71,14 @@ def ours(gate: Gate, *, recipe_file: str, profile_step: int | None = None, **_: 
     """The real path: `align train` with one callback more."""
 
     def digests(steps) -> Iterable[str]:
-        return (digest(steps.rows[index]) for step in range(len(steps)) for index in steps.plan.rows(step))
+        return (digest(row) for step in range(len(steps)) for row in steps.feed.rows(step))
 
     job.train(recipe.load(recipe_file), callbacks=[Gated(gate, digests, profile_step)])
 
 
-def trl(gate: Gate, *, recipe_file: str, pairs_file: str, batch: int, accumulate: int, negatives: int) -> None:
+def trl(
+    gate: Gate, *, recipe_file: str, pairs_file: str, batch: int, accumulate: int, negatives: int, as_ours: bool
+) -> None:
     """TRL's DPOTrainer with the recipe's hyper-parameters, on pairs in the order they lie in."""
 
     def digests(dataset) -> Iterable[str]:
@@ -86,17 +88,23 @@ def trl(gate: Gate, *, recipe_file: str, pairs_file: str, batch: int, accumulate
             yield digest_of(group[0]["prompt_ids"], [group[0]["chosen_ids"], *(one["rejected_ids"] for one in group)])
 
     gated = Gated(gate, digests)
-    trl_trainer(recipe_file, pairs_file, batch, accumulate, precompute=True, callbacks=[gated]).train()
+    trl_trainer(recipe_file, pairs_file, batch, accumulate, precompute=True, as_ours=as_ours, callbacks=[gated]).train()
 
 
-def trl_trainer(recipe_file: str, pairs_file: str, batch: int, accumulate: int, *, precompute: bool, callbacks=()):
-    """A DPOTrainer that trains what the recipe says, on our model and tokenizer."""
+def trl_trainer(
+    recipe_file: str, pairs_file: str, batch: int, accumulate: int, *, precompute: bool, as_ours: bool, callbacks=()
+):
+    """A DPOTrainer that trains what the recipe says, on our model and tokenizer.
+
+    `as_ours`: with our settings of the processor, too.
+    """
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
+    if as_ours:
+        processor.prepare()
     loaded = recipe.load(recipe_file)
     arguments = job.training_arguments(loaded, RunFolder(loaded.output))
-    job.use_all_cores()
     config = DPOConfig(
         output_dir=str(Path(loaded.output).parent / "trl"),
         learning_rate=arguments.learning_rate, lr_scheduler_type=arguments.lr_scheduler_type,

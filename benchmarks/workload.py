@@ -21,13 +21,13 @@ from align import models, yaml_lines
 from align import recipe as recipes
 from align.data import layout as layouts
 from align.data.examples import Example, Response
-from align.data.sources import Ledger
-from align.data.stream import StepPlan
+from align.data.ledger import Ledger
+from align.data.plan import StepPlan
 from align.data.tokenize import TokenizedRow, encode_prompt, encode_response, encode_row
-from align.recipe import Data, Model, Train
+from align.recipe import Data, Model
 
 BUILTIN_FOLDER = Path(models.__file__).parent / "data" / "builtin"
-MAX_LENGTH = 2560  # of the longest prompt and the longest response together: nothing is cut
+MAX_LENGTH = 2560  # of a prompt and a response together: nothing is cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,9 @@ class Lengths:
         return Lengths(self.median // 2, self.sigma, self.least, self.most // 2)
 
 
-PROMPT = Lengths(160, 0.7, 16, 768)  # as in HH, https://arxiv.org/abs/2204.05862
-RESPONSE = Lengths(100, 0.7, 8, 512)
+# Medians as in HH, https://arxiv.org/abs/2204.05862; the longest make 1024 together, TRL's default `max_length`.
+PROMPT = Lengths(160, 0.7, 16, 640)
+RESPONSE = Lengths(100, 0.7, 8, 384)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,9 @@ class Setup:
     precision: str = "fp32"
     lora: int | None = None  # rank; None: all weights train
     layout: str | None = None  # None: the recipe's default
+    tokens_per_device: int = 1024  # of our micro-batches
+    most_pairs: int = 2  # of TRL's micro-batches: its default of 8, and 4, can take over 18 GB at these lengths
+    trl_as_ours: bool = False  # TRL's process with `align.processor`'s settings, too; else as its users have it
     learning_rate: float = 1e-6  # TRL's default for DPO
     seed: int = 0
     prompt: Lengths = PROMPT
@@ -80,8 +84,8 @@ class Setup:
 
     @property
     def pairs_per_batch(self) -> int:
-        """TRL's batch: transformers' default of 8 pairs, or the most below it that cut a step into equal batches."""
-        return next(size for size in range(8, 0, -1) if self.pairs_per_step % size == 0)
+        """TRL's batch: `most_pairs`, or the most below it that cut a step into equal batches."""
+        return next(size for size in range(self.most_pairs, 0, -1) if self.pairs_per_step % size == 0)
 
 
 def prepare_model(path: str, folder: Path) -> Path:
@@ -210,11 +214,11 @@ def _in_file_order(examples: list[Example], setup: Setup) -> list[Example]:
 
 
 def _recipe(setup: Setup, folder: Path, steps: list[list[TokenizedRow]]) -> tuple[dict, int]:
-    """The recipe, and its tokens_per_device: the default, or what the largest row takes if that is more."""
+    """The recipe, and its tokens_per_device: the setup's, or what the largest row takes if that is more."""
     data = {"sources": [str(folder / "rows.jsonl")], "max_length": MAX_LENGTH}
     data |= {"layout": setup.layout} if setup.layout else {}
     layout = setup.layout or Data().layout
-    tokens = max([Train().tokens_per_device, *(layouts.size([row], layout) for step in steps for row in step)])
+    tokens = max([setup.tokens_per_device, *(layouts.size([row], layout) for step in steps for row in step)])
     recipe = {
         "name": "benchmark",
         "model": {"path": str(setup.model), "adapter": {"rank": setup.lora} if setup.lora else None},

@@ -18,7 +18,7 @@ import torch
 
 from align import job, objectives, recipe
 from align.data import sources
-from align.data.sources import Ledger
+from align.data.ledger import Ledger
 from align.objectives import NEGATIVE
 from tests import tiny
 

@@ -493,7 +493,7 @@ def test_wrong_type_or_range(errors, more, line):
         ("my.jsonl", "4: data.sources: my.jsonl is not a list; Where rows come from."),
         ("[3]", "4: data.sources[0]: 3 is not a section; write keys: path, split, weight"),
         ("[{split: train}]", "4: data.sources[0].path: is missing; "
-         "builtin:NAME, a JSONL(.gz), CSV or Parquet file, a glob, or a hub id."),
+         "builtin:NAME, a JSONL(.gz, .zst), CSV, Parquet or JSON file, a glob, or a hub id."),
         ("[{path: builtin:pairs, weight: 0}]", "4: data.sources[0].weight: 0 is out of range; it must be above 0"),
         ("[]", "4: data.sources: names no data; give a file, a hub id or builtin:unwanted"),
     ],

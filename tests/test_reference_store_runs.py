@@ -127,6 +127,15 @@ def test_all_weights_with_a_frozen_copy(recipe, tmp_path):
     assert all(forwards(first)[:3]) and not any(forwards(second))
 
 
+def test_all_weights_in_bf16(recipe, tmp_path):
+    """The frozen copy is loaded, and tried in the packed layout, where autocast is on."""
+    options = (*FULL, "train.precision=bf16")
+    first, second = (trained(recipe, tmp_path / name, TRAIN, *options) for name in ("first", "second"))
+    assert all(forwards(first)[:3]) and not any(forwards(second))
+    assert losses(first) == pytest.approx(losses(second), abs=0.02)
+    assert metrics(first)[0]["log_ratio/negative"] == pytest.approx(0, abs=0.3), "the sum over a response"
+
+
 def test_a_damaged_store_heals(filled, tmp_path, tiny_model, uneven_rows):
     """A bit of one record, the end of another file, and a foreign file: some forwards, the same course, then none."""
     recipe = write(tmp_path, tiny_model, uneven_rows)

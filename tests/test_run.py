@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from align.errors import UserError
-from align.run import RunFolder, whole_folder, write_json, write_text
+from align.recipe import Data
+from align.run import FIXED_FOR_A_RUN, RunFolder, whole_folder, write_json, write_text
+from align.schema import field_names
 
 
 @pytest.fixture
@@ -128,6 +130,11 @@ def test_a_run_may_be_gone_on_with_longer_and_measured_otherwise(run, change):
     write_text(run.recipe, RECIPE)
     run.check_same(RECIPE.replace(*change))  # raises nothing
     assert run.recipe.read_text() == RECIPE
+
+
+def test_every_key_of_data_but_the_layout_is_fixed():
+    fixed = {path[1] for path in FIXED_FOR_A_RUN if path[0] == "data"}
+    assert fixed == set(field_names(Data)) - {"layout"}
 
 
 def test_a_run_is_not_gone_on_with_as_another_run(run):

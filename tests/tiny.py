@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from align.data.examples import Example, Response
-from align.data.sources import Ledger
+from align.data.ledger import Ledger
 from align.data.tokenize import TokenizedRow, encode_row
 from align.objectives import NEGATIVE, POSITIVE, Batch
 

@@ -9,12 +9,13 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
 from dataclasses import dataclass
 
 ROLES = ("positive", "negative", "sample")
 
-Prompt = str | tuple[tuple[str, str], ...]  # plain text, or (role, content) messages
+Message = tuple[str, ...]  # role, content, and where it has tool calls or answers one: its other keys, as JSON
+Prompt = str | tuple[Message, ...]  # plain text or messages; its tools, as JSON, are a first one of role `tools`
+TOOLS = "tools"
 
 
 class RowError(ValueError):
@@ -37,6 +38,12 @@ class Response:
     weight: float = 1.0
     steps: tuple[Step, ...] = ()
     behavior_logps: tuple[float, ...] | None = None  # of each token, end-of-turn included, under who wrote the text
+    calls: str | None = None  # JSON of the tool calls that it makes, with or without a text
+
+    @property
+    def said(self) -> str:
+        """All of the answer, to compare it with others."""
+        return self.text if self.calls is None else f"{self.text}\n{self.calls}"
 
 
 @dataclass(frozen=True)
@@ -54,14 +61,39 @@ class Example:
         return hashlib.sha256(json.dumps(self.prompt).encode()).hexdigest()[:16]
 
     def texts(self, role: str) -> list[str]:
-        return [response.text for response in self.responses if response.role == role]
+        """All that the responses of a role say."""
+        return [response.said for response in self.responses if response.role == role]
+
+
+def to_row(example: Example) -> dict:
+    """The record as a row of the project's own format: `parse_row` makes the same record of it."""
+    from align.data.messages import as_dict, split_tools
+
+    messages, tools = split_tools(example.prompt)
+    prompt = messages if isinstance(messages, str) else [as_dict(message) for message in messages]
+    responses = []
+    for response in example.responses:
+        row: dict = {"text": response.text, "role": response.role}
+        if response.calls is not None:
+            row["tool_calls"] = json.loads(response.calls)
+        if response.reward is not None:
+            row["reward"] = response.reward
+        if response.weight != 1.0:
+            row["weight"] = response.weight
+        if response.steps:
+            row["steps"] = [dataclasses.asdict(step) for step in response.steps]
+        if response.behavior_logps is not None:
+            row["behavior_logps"] = list(response.behavior_logps)
+        responses.append(row)
+    return {"prompt": prompt, "responses": responses, "source": example.source} | ({"tools": tools} if tools else {})
 
 
 def parse_row(row: object, *, source: str, place: str) -> Example:
     """Maps a row of any known format onto the record. Raises RowError with what is wrong."""
     if not isinstance(row, dict):
         raise RowError(f"is {kind_of(row)}, not an object with a prompt and responses")
-    from align.data.formats import find_reader  # here, because formats are written in terms of this module
+    from align.data.formats import find_reader  # here, because these are written in terms of this module
+    from align.data.messages import with_tools
 
     reader = _record if "responses" in row else find_reader(row)
     if reader is None:
@@ -72,12 +104,15 @@ def parse_row(row: object, *, source: str, place: str) -> Example:
     prompt, responses = reader(row)
     if not responses:
         raise RowError("has no response")
+    prompt = with_tools(prompt, row.get(TOOLS))
     return Example(prompt, tuple(responses), _unicode(str(row.get("source") or source), "'source'"), place)
 
 
 def _record(row: dict) -> tuple[Prompt, list[Response]]:
     if not isinstance(row["responses"], list):
         raise RowError(f"'responses' is {kind_of(row['responses'])}, not a list")
+    from align.data.messages import read_prompt
+
     prompt = read_prompt(row.get("prompt"))
     responses = [_response(item, index) for index, item in enumerate(row["responses"])]
     return prompt, behind(prompt, row["prompt"], responses)
@@ -89,13 +124,16 @@ def _response(item: object, index: int) -> Response:
         raise RowError(f"{here} is {kind_of(item)}, not an object with text and role")
     if item.get("role") not in ROLES:
         raise RowError(f"{here}.role is {item.get('role')!r}, not one of {', '.join(ROLES)}")
-    text = read_text(item.get("text"), f"{here}.text")
+    calls = read_calls(item.get("tool_calls"), f"{here}.tool_calls")
+    text = item.get("text") or "" if calls else read_text(item.get("text"), f"{here}.text")
+    if not isinstance(text, str):
+        raise RowError(f"{here}.text is {kind_of(text)}, not text")
     reward = None if item.get("reward") is None else read_number(item["reward"], f"{here}.reward")
     weight = 1.0 if item.get("weight") is None else read_number(item["weight"], f"{here}.weight")
     if weight < 0:
         raise RowError(f"{here}.weight is {weight:g}, below 0: the role says the direction")
     steps = read_steps(item.get("steps") or [], len(text), f"{here}.steps")
-    return Response(text, item["role"], reward, weight, steps, _logps(item.get("behavior_logps"), here))
+    return Response(text, item["role"], reward, weight, steps, _logps(item.get("behavior_logps"), here), calls)
 
 
 def _logps(values: object, here: str) -> tuple[float, ...] | None:
@@ -125,37 +163,6 @@ def read_steps(items: object, length: int, here: str) -> tuple[Step, ...]:
     return tuple(Step(end, None if label is None else int(label)) for end, label in zip(ends, labels, strict=True))
 
 
-ASSISTANT = "\n\nAssistant:"  # where the answer begins in a transcript of Anthropic's files
-_TURN = re.compile(r"\n\n(Human|Assistant):")
-_SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-
-
-def read_prompt(value: object, name: str = "prompt") -> Prompt:
-    """Messages, or plain text; a transcript in plain text becomes messages."""
-    if isinstance(value, list):
-        messages = read_messages(value, name)
-        if messages[-1][0] == "assistant":
-            raise RowError(f"{name!r} ends with an assistant message; it must end where the assistant answers")
-        return messages
-    return _dialogue(read_text(value, name))
-
-
-def _dialogue(text: str) -> Prompt:
-    """A transcript `Human: ... Assistant:` as messages, so that the model's own chat template applies."""
-    body = text if text.startswith("\n\n") else "\n\n" + text
-    body = body.rstrip()
-    if not body.startswith("\n\nHuman:") or not body.endswith(ASSISTANT):
-        return text
-    parts = _TURN.split(body[: -len(ASSISTANT)])[1:]
-    names, contents = parts[::2], [part.strip() for part in parts[1::2]]
-    alternate = all(name == ("Human", "Assistant")[index % 2] for index, name in enumerate(names))
-    if not alternate or len(names) % 2 == 0 or not all(contents):
-        return text
-    return tuple(
-        ("user" if name == "Human" else "assistant", content) for name, content in zip(names, contents, strict=True)
-    )
-
-
 def behind(prompt: Prompt, given: object, responses: list[Response]) -> list[Response]:
     """The answers to `prompt`, which was read from `given`.
 
@@ -174,23 +181,21 @@ def _without_leading_space(response: Response) -> Response:
     return dataclasses.replace(response, text=text, steps=steps)
 
 
-def read_messages(value: list, name: str) -> tuple[tuple[str, str], ...]:
-    """(role, content) of messages, also of ShareGPT's {from, value}."""
-    messages = []
-    for index, message in enumerate(value):
-        here = f"{name}[{index}]"
-        if isinstance(message, dict) and isinstance(message.get("from"), str):
-            if message["from"] not in _SPEAKERS:
-                raise RowError(f"{here}.from is {message['from']!r}, not one of {', '.join(_SPEAKERS)}")
-            role, content, content_key = _SPEAKERS[message["from"]], message.get("value"), "value"
-        elif isinstance(message, dict) and isinstance(message.get("role"), str):
-            role, content, content_key = _unicode(message["role"], f"{here}.role"), message.get("content"), "content"
-        else:
-            raise RowError(f"{here} is not a message with role and content")
-        messages.append((role, read_text(content, f"{here}.{content_key}")))
-    if not messages:
-        raise RowError(f"{name!r} is empty")
-    return tuple(messages)
+def read_calls(value: object, name: str) -> str | None:
+    """Tool calls as JSON, in one spelling; None for none."""
+    if value is None or value == []:
+        return None
+    if not isinstance(value, list) or not all(isinstance(call, dict) for call in value):
+        raise RowError(f"{name} is {kind_of(value)}, not a list of tool calls")
+    return as_json(value, name)
+
+
+def as_json(value: object, name: str) -> str:
+    """A value of a row as JSON, in one spelling."""
+    try:
+        return _unicode(json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False), f"{name!r}")
+    except (TypeError, ValueError, RecursionError):  # a table may hold dates; NaN is no JSON
+        raise RowError(f"{name!r} holds what JSON cannot") from None
 
 
 def read_text(value: object, name: str) -> str:

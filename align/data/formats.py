@@ -9,19 +9,18 @@ import dataclasses
 from collections.abc import Callable
 
 from align.data.examples import (
-    ASSISTANT,
+    Message,
     Prompt,
     Response,
     RowError,
     Step,
     behind,
     kind_of,
-    read_messages,
     read_number,
-    read_prompt,
     read_steps,
     read_text,
 )
+from align.data.messages import ASSISTANT, calls_of, read_messages, read_prompt
 
 
 def find_reader(row: dict) -> Callable[[dict], tuple[Prompt, list[Response]]] | None:
@@ -31,8 +30,10 @@ def find_reader(row: dict) -> Callable[[dict], tuple[Prompt, list[Response]]] | 
 
 def _pair(row: dict) -> tuple[Prompt, list[Response]]:
     chosen, rejected = ([side] if isinstance(side, dict) else side for side in (row["chosen"], row["rejected"]))
-    name = "conversations" if row.get("prompt") is None and row.get("conversations") is not None else "prompt"
+    name = next((name for name in _PROMPTS if row.get(name) is not None), "prompt")
     given = row.get(name)
+    if name in ("question", "instruction"):
+        given = _asked(row, name)
     if isinstance(chosen, list) and isinstance(rejected, list):
         prompt = None if given is None else read_prompt(given, name)
         prompt, pair = _message_pair(prompt, read_messages(chosen, "chosen"), read_messages(rejected, "rejected"))
@@ -73,19 +74,40 @@ def _message_pair(prompt: Prompt | None, chosen: tuple, rejected: tuple) -> tupl
         chosen, rejected = chosen[-1:], rejected[len(messages) :] if rejected[:-1] == messages else ()
     if not messages or any(len(side) != 1 or side[0][0] != "assistant" for side in (chosen, rejected)):
         raise RowError("'chosen' and 'rejected' must be the same prompt with one assistant message each")
-    return messages, [Response(chosen[0][1], "positive"), Response(rejected[0][1], "negative")]
+    return messages, [_answer(chosen[0], "positive"), _answer(rejected[0], "negative")]
+
+
+_PROMPTS = ("prompt", "conversations", "question", "instruction")  # how common sets of pairs call it
+
+
+def _asked(row: dict, name: str) -> str | list[dict]:
+    """The prompt of rows with a question or an instruction, its input, and a system message."""
+    text = read_text(row[name], name)
+    if row.get("input") not in (None, ""):
+        text = f"{text}\n\n{read_text(row['input'], 'input')}"
+    if row.get("system") in (None, ""):
+        return text
+    return [{"role": "system", "content": read_text(row["system"], "system")}, {"role": "user", "content": text}]
+
+
+def _answer(message: Message, role: str) -> Response:
+    """The response that an assistant message is."""
+    return Response(message[1], role, calls=calls_of(message))
 
 
 def _labelled(row: dict) -> tuple[Prompt, list[Response]]:
-    role = _role(row["label"])
+    """A completion with a label; without one it is a positive."""
+    role = _role(row["label"]) if "label" in row else "positive"
     completion = row["completion"]
+    prompt = read_prompt(row.get("prompt"))
     if isinstance(completion, list):
         messages = read_messages(completion, "completion")
         if len(messages) != 1 or messages[0][0] != "assistant":
             raise RowError("'completion' must be one assistant message")
-        completion = messages[0][1]
-    prompt = read_prompt(row.get("prompt"))
-    return prompt, behind(prompt, row["prompt"], [Response(read_text(completion, "completion"), role)])
+        response = _answer(messages[0], role)
+    else:
+        response = Response(read_text(completion, "completion"), role)
+    return prompt, behind(prompt, row["prompt"], [response])
 
 
 def _role(label: object) -> str:
@@ -140,22 +162,21 @@ def _columns(steps: object, length: int, here: str) -> tuple[Step, ...]:
     return read_steps(items, length, here)
 
 
-def _sharegpt(row: dict) -> tuple[Prompt, list[Response]]:
+def _dialogue(row: dict) -> tuple[Prompt, list[Response]]:
     """The last answer is the response, what stands before it the prompt; turns behind it are left out."""
-    if not isinstance(row["conversations"], list):
-        raise RowError(f"'conversations' is {kind_of(row['conversations'])}, not a list")
-    messages = read_messages(row["conversations"], "conversations")
-    answers = [index for index, (role, _) in enumerate(messages) if role == "assistant"]
-    if not answers or all(role != "user" for role, _ in messages[: answers[-1]]):
-        raise RowError("'conversations' has no answer of the assistant to a user's turn")
+    name = "messages" if "messages" in row else "conversations"
+    if not isinstance(row[name], list):
+        raise RowError(f"{name!r} is {kind_of(row[name])}, not a list")
+    messages = read_messages(row[name], name)
+    answers = [index for index, message in enumerate(messages) if message[0] == "assistant"]
+    if not answers or all(message[0] != "user" for message in messages[: answers[-1]]):
+        raise RowError(f"{name!r} has no answer of the assistant to a user's turn")
     role = "positive" if row.get("label") is None else _role(row["label"])
-    return messages[: answers[-1]], [Response(messages[answers[-1]][1], role)]
+    return messages[: answers[-1]], [_answer(messages[answers[-1]], role)]
 
 
 def _alpaca(row: dict) -> tuple[Prompt, list[Response]]:
-    prompt = read_text(row["instruction"], "instruction")
-    if row.get("input") not in (None, ""):
-        prompt = f"{prompt}\n\n{read_text(row['input'], 'input')}"
+    prompt = read_prompt(_asked(row, "instruction"), "instruction")
     role = "positive" if row.get("label") is None else _role(row["label"])
     return prompt, [Response(read_text(row["output"], "output"), role)]
 
@@ -163,10 +184,11 @@ def _alpaca(row: dict) -> tuple[Prompt, list[Response]]:
 # Keys a row must have -> how it is read; the first match wins.
 _FORMATS = (
     ({"chosen", "rejected"}, _pair),
-    ({"completion", "label"}, _labelled),
     ({"completions", "labels"}, _stepwise),
+    ({"completion"}, _labelled),
     ({"positives"}, _lists),
     ({"negatives"}, _lists),
-    ({"conversations"}, _sharegpt),
+    ({"messages"}, _dialogue),
+    ({"conversations"}, _dialogue),
     ({"instruction", "output"}, _alpaca),
 )

@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from align.data import layout, nat, sources
+from align.data import mixture, sources
+from align.data.encode import Encoder
 from align.data.examples import Example
-from align.data.sources import Ledger
-from align.data.tokenize import (
-    ROLE_NAMES,
-    PromptTooLong,
-    TemplateRefuses,
-    TokenizedResponse,
-    TokenizedRow,
-    encode_prompt,
-    encode_row,
-)
+from align.data.ledger import Ledger
+from align.data.mixture import Mixture
+from align.data.plan import PlannedFeed, StepPlan
+from align.data.tokenize import TokenizedRow
 from align.errors import UserError, shorten
-from align.objectives import NEGATIVE, POSITIVE, SAMPLE, Objective
+from align.objectives import NEGATIVE, POSITIVE, Objective
 
 if TYPE_CHECKING:
-    from align.recipe import Nat, Recipe, Source, Weights
-
-# need -> the roles of which each row must have one
-_REQUIRED = {
-    "negatives": [{NEGATIVE}],
-    "positives": [{POSITIVE}],
-    "responses": [{POSITIVE, NEGATIVE}],
-    "pairs": [{POSITIVE}, {NEGATIVE}],
-}
+    from align.recipe import Recipe, Source
 
 
 @dataclass(frozen=True)
@@ -46,7 +33,7 @@ class HeldOutSet:
 
 @dataclass(frozen=True)
 class Rows:
-    """What a run learns from and what it is measured on."""
+    """What a run learns from and what it is measured on, all of it in memory."""
 
     train: list[TokenizedRow]
     weights: list[float]  # how often a row is used in an epoch
@@ -54,6 +41,7 @@ class Rows:
     retain_weights: list[float]
     held_out: list[HeldOutSet]
     ledger: Ledger
+    both_roles: bool = True  # no step may bring answers of one role alone, if there are some of both
 
     def summary(self) -> str:
         """One line for the screen: rows read, used, and dropped by reason."""
@@ -61,10 +49,57 @@ class Rows:
         retain = f", retain {len(self.retain)}" if self.retain else ""
         return f"rows read {self.ledger.read}, used {self.ledger.used}{retain}{dropped}"
 
+    def feed(self, recipe: Recipe) -> PlannedFeed:
+        """The rows of each step."""
+        options, mix = recipe.train, recipe.data.mix
+        given = {"prompts_per_step": options.prompts_per_step, "epochs": options.epochs,
+                 "max_steps": options.max_steps, "seed": options.seed}  # fmt: skip
+        roles = [roles_of(row) for row in self.train]
+        titles = [title for title in ROLES if title in set(roles)]
+        if len(titles) == 1 or (mix is None and not self.both_roles):
+            return PlannedFeed(self.train, StepPlan(self.weights, **given))
+        group_of = [titles.index(one) for one in roles]
+        sums = [sum(w for w, own in zip(self.weights, group_of, strict=True) if own == g) for g in range(len(titles))]
+
+        def mixed(steps: int) -> Mixture:
+            return mix_of(recipe, titles, sums, steps)
+
+        return PlannedFeed(self.train, StepPlan(self.weights, groups=titles, group_of=group_of, mixture=mixed, **given))
+
+    def retain_feed(self, recipe: Recipe, steps: int) -> PlannedFeed | None:
+        """The rows of the retain term of each step."""
+        if not self.retain:
+            return None
+        plan = StepPlan(
+            self.retain_weights, prompts_per_step=recipe.retain.prompts_per_step, epochs=1, max_steps=steps,
+            seed=recipe.train.seed,
+        )  # fmt: skip
+        return PlannedFeed(self.retain, plan)
+
+
+ROLES = ("positives", "negatives", "both")  # what the answers of a row are
+
+
+def roles_of(row: TokenizedRow) -> str:
+    """Which of ROLES a row is."""
+    found = {response.role for response in row.responses}
+    return "both" if {POSITIVE, NEGATIVE} <= found else "positives" if POSITIVE in found else "negatives"
+
+
+def mix_of(recipe: Recipe, titles: list[str], sizes: list[float], steps: int) -> Mixture:
+    """How groups of rows, each of one of ROLES, are mixed: as `data.mix` says, or by their `sizes`."""
+    mix = recipe.data.mix
+    shares = mixture.fixed(sizes)
+    if mix is not None:
+        end = mix.positives if mix.final is None else mix.final
+        shares = mixture.by_role(sizes, [title == "positives" for title in titles], mix.positives, end, steps)
+    together = [{g for g, title in enumerate(titles) if title in (role, "both")} for role in ("positives", "negatives")]
+    return Mixture(shares, recipe.train.prompts_per_step, together if all(together) else ())
+
 
 def load(recipe: Recipe, tokenizer, objective: Objective) -> Rows:
     """Reads what the recipe names. Raises UserError if nothing usable is left, or a row can never fit a device."""
-    ledger, train, weights = Ledger(), [], []
+    ledger, train, weights, encoder = Ledger(), [], [], Encoder(recipe, tokenizer, objective)
     kept_out: list[tuple[str, Example]] = []
     for source in recipe.data.sources:
         examples = sources.read(source.path, source.split, on_bad_rows=recipe.data.on_bad_rows, ledger=ledger)
@@ -73,38 +108,43 @@ def load(recipe: Recipe, tokenizer, objective: Objective) -> Rows:
             kept_out += [(source.path, example) for example in aside]
             for example in aside:
                 ledger.drop("held out", example.place)
-        for example in _labelled(examples, recipe.data.nat, ledger):
-            row = _encode(example, recipe, tokenizer, objective, ledger)
-            if row is not None:
-                train.append(row)
-                weights.append(source.weight)
+        for example in examples:
+            for part in by_role(example) if recipe.data.mix else [example]:
+                rows = list(encoder.training_rows(part, ledger))
+                train += rows
+                weights += [source.weight] * len(rows)
     train = _same_rewards(train, objective.roles(), ledger)
     ledger.used = len(train)
-    if not train:
+    check_usable(train, encoder, ledger)
+    retain, retain_weights = _retain_rows(recipe, encoder, ledger)
+    held_out = held_out_sets(recipe, kept_out, encoder, ledger)
+    return Rows(train, weights, retain, retain_weights, held_out, ledger, "responses" in objective.needs)
+
+
+def by_role(example: Example) -> list[Example]:
+    """The record with its positives alone, and with its negatives alone, where it has any."""
+    parts = [
+        dataclasses.replace(example, responses=tuple(one for one in example.responses if one.role == role))
+        for role in ("positive", "negative")
+    ]
+    return [part for part in parts if part.responses]
+
+
+def check_usable(rows: list[TokenizedRow], encoder: Encoder, ledger: Ledger) -> None:
+    """Raises UserError if there are no rows, or none has what the recipe asks of some."""
+    recipe = encoder.recipe
+    if not rows:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(ledger.dropped.items()))
-        raise UserError("data.sources", f"no row can be used ({reasons or 'none were read'})", _way_out(objective))
-    train = _weigh(train, recipe.weights)
-    if recipe.retain.positives and not any(r.role == POSITIVE for row in train for r in row.responses):
+        raise UserError("data.sources", f"no row can be used ({reasons or 'none were read'})", encoder.way_out())
+    if encoder.weighs_steps and not any(response.step_labels for row in rows for response in row.responses):
+        fix = "give rows with judged 'steps', or leave contradicting_steps and unjudged_steps out"
+        raise UserError("weights", "weighs steps, but no step of any row is judged", fix)
+    if recipe.retain.positives and not any(r.role == POSITIVE for row in rows for r in row.responses):
         raise UserError("retain.positives", "no row has a positive", "give rows with good answers, or retain.sources")
-    _check_fit(train, recipe, recipe.sampling.k if "samples" in objective.needs else 0)
-    if "samples" in objective.needs:  # so that a template that cannot take the instruction is told now
-        encode_prompt(tokenizer, train[0].example.prompt, recipe.sampling.instruction)
-    retain, retain_weights = _retain_rows(recipe, tokenizer, ledger)
-    _check_fit(retain, recipe, 0)
-    held_out = _held_out_sets(recipe, kept_out, tokenizer, ledger)
-    return Rows(train, weights, retain, retain_weights, held_out, ledger)
-
-
-def _labelled(examples: list[Example], how: Nat | None, ledger: Ledger) -> Iterator[Example]:
-    """The records as they are, or under NAT's prompts, without samples."""
-    for example in examples:
-        for _ in example.texts("sample") if how else ():
-            ledger.drop("response unused: sample", example.place)
-        try:
-            yield from [example] if how is None else nat.under_labels(example, how)
-        except ValueError as error:
-            fix = "give rewards in the rows, or a grade that begins lower"
-            raise UserError(example.place, f"data.nat.grades: {error}", fix) from None
+    if recipe.data.mix and len({roles_of(row) for row in rows}) < 2:
+        have = roles_of(rows[0])
+        raise UserError("data.mix", f"mixes positives and negatives, but all rows are {have}", "leave data.mix out")
+    encoder.check_instruction(rows[0])
 
 
 def _same_rewards(train: list[TokenizedRow], roles: set[int], ledger: Ledger) -> list[TokenizedRow]:
@@ -117,117 +157,36 @@ def _same_rewards(train: list[TokenizedRow], roles: set[int], ledger: Ledger) ->
         return train
     for row in itertools.compress(train, lacking):
         ledger.drop("rewards of the run unused: a response here has none", row.example.place)
-    return [_without_rewards(row) for row in train]
+    return [without_rewards(row) for row in train]
 
 
-def _without_rewards(row: TokenizedRow) -> TokenizedRow:
+def without_rewards(row: TokenizedRow) -> TokenizedRow:
     return dataclasses.replace(row, responses=tuple(dataclasses.replace(r, reward=None) for r in row.responses))
 
 
-def _weigh(train: list[TokenizedRow], weights: Weights) -> list[TokenizedRow]:
-    """The rows with the recipe's weights on responses and judged steps.
-
-    Raises UserError if steps are weighed and no step of any row is judged.
-    """
-    by_role = {POSITIVE: weights.positive, NEGATIVE: weights.negative, SAMPLE: 1.0}
-    by_label = {1: {-1: weights.contradicting_steps}, -1: {1: weights.contradicting_steps}}  # role -> label -> weight
-    weighs_steps = (weights.contradicting_steps, weights.unjudged_steps) != (1.0, 1.0)
-
-    def weighed(response: TokenizedResponse) -> TokenizedResponse:
-        tokens = None
-        if weighs_steps and response.step_labels is not None:
-            table = {0: weights.unjudged_steps, **by_label.get(response.role, {})}
-            tokens = tuple(table.get(label, 1.0) for label in response.step_labels)
-        return dataclasses.replace(response, weight=response.weight * by_role[response.role], token_weights=tokens)
-
-    if weighs_steps and not any(response.step_labels for row in train for response in row.responses):
-        fix = "give rows with judged 'steps', or leave contradicting_steps and unjudged_steps out"
-        raise UserError("weights", "weighs steps, but no step of any row is judged", fix)
-    return [dataclasses.replace(row, responses=tuple(map(weighed, row.responses))) for row in train]
-
-
-def _retain_rows(recipe: Recipe, tokenizer, ledger: Ledger) -> tuple[list[TokenizedRow], list[float]]:
+def _retain_rows(recipe: Recipe, encoder: Encoder, ledger: Ledger) -> tuple[list[TokenizedRow], list[float]]:
     """Rows of the retain term, with their positives only, and how often each is used."""
     rows, weights, aside = [], [], Ledger()
     for source in recipe.retain.sources:
         for example in sources.read(source.path, source.split, on_bad_rows=recipe.data.on_bad_rows, ledger=aside):
-            row = _tokens(example, {POSITIVE}, recipe, tokenizer, aside)
-            if row is not None and row.responses:
-                rows.append(dataclasses.replace(row, retain=True))
+            row = encoder.retain_row(example, aside)
+            if row is not None:
+                rows.append(row)
                 weights.append(source.weight)
-            elif row is not None:
-                aside.drop("row dropped: no positives", example.place)
     ledger.merge(aside, "retain: ")
     if recipe.retain.sources and not rows:
-        raise UserError("retain.sources", "no row has a positive", "give rows with good answers, or leave retain out")
+        raise no_retain_rows()
     return rows, weights
 
 
-def _encode(example: Example, recipe: Recipe, tokenizer, objective: Objective, ledger: Ledger) -> TokenizedRow | None:
-    """The row in tokens, or None (and a ledger entry) if the objective cannot use it."""
-    roles = objective.roles() - ({SAMPLE} if "samples" in objective.needs else set())
-    roles |= {POSITIVE} if recipe.retain.positives else set()
-    row = _tokens(example, roles, recipe, tokenizer, ledger)
-    if row is None:
-        return None
-    row = _complete(row, objective, recipe.reference.behavior is None, ledger)
-    found = {response.role for response in row.responses}
-    for need in objective.needs:
-        for wanted in _REQUIRED.get(need, ()):
-            if not found & wanted:
-                names = " or ".join(f"{ROLE_NAMES[role]}s" for role in sorted(wanted, reverse=True))
-                ledger.drop(f"row dropped: no {names}", example.place)
-                return None
-    return row
+def no_retain_rows() -> UserError:
+    return UserError("retain.sources", "no row has a positive", "give rows with good answers, or leave retain out")
 
 
-def _complete(row: TokenizedRow, objective: Objective, rows_tell_behavior: bool, ledger: Ledger) -> TokenizedRow:
-    """The row without the responses that lack what the objective needs of each it reads."""
-    kept, needs, roles = [], objective.needs, objective.roles()
-    for response in row.responses:
-        if response.role not in roles:  # a positive for the retain term
-            kept.append(response)
-        elif "rewards" in needs and response.reward is None:
-            ledger.drop("response dropped: no reward", row.example.place)
-        elif "behavior" in needs and rows_tell_behavior and response.behavior_logps is None:
-            ledger.drop("response dropped: no behavior_logps", row.example.place)
-        else:
-            kept.append(response)
-    return dataclasses.replace(row, responses=tuple(kept))
-
-
-def _tokens(example: Example, roles: set[int], recipe: Recipe, tokenizer, ledger: Ledger) -> TokenizedRow | None:
-    """The row in tokens with its responses of `roles`; None (and a ledger entry) if its prompt cannot be used."""
-    try:
-        return encode_row(tokenizer, example, roles=roles, max_length=recipe.data.max_length, ledger=ledger)
-    except PromptTooLong:
-        ledger.drop("row dropped: prompt too long", example.place)
-    except TemplateRefuses:
-        if recipe.data.on_bad_rows != "skip":
-            raise
-        ledger.drop("row dropped: the chat template refuses it", example.place)
-    return None
-
-
-def _way_out(objective: Objective) -> str:
-    asked = [need for need in objective.needs if need in (*_REQUIRED, "rewards", "behavior")]
-    return f"the objective needs {' and '.join(asked)}: give rows that have them"
-
-
-def _check_fit(rows: list[TokenizedRow], recipe: Recipe, k: int) -> None:
-    """A row is never split, so each must fit `train.tokens_per_device`, its `k` samples at full length included."""
-    longest = (0,) * recipe.sampling.max_new_tokens
-    for row in rows:
-        room = recipe.data.max_length - len(row.prompt_ids)
-        samples = (TokenizedResponse(longest[:room], SAMPLE),) * k
-        need = layout.size([TokenizedRow(row.prompt_ids, (*row.responses, *samples), row.example)], recipe.data.layout)
-        if need > recipe.train.tokens_per_device:
-            what = f"a prompt with all its responses takes up to {need} tokens, train.tokens_per_device is "
-            fix = "raise it, or lower data.max_length, sampling.k or sampling.max_new_tokens"
-            raise UserError(row.example.place, f"{what}{recipe.train.tokens_per_device}", fix)
-
-
-def _held_out_sets(recipe: Recipe, kept_out: list[tuple[str, Example]], tokenizer, ledger: Ledger) -> list[HeldOutSet]:
+def held_out_sets(
+    recipe: Recipe, kept_out: Iterable[tuple[str, Example]], encoder: Encoder, ledger: Ledger
+) -> list[HeldOutSet]:
+    """The rows to measure on: those of `eval.sources`, and those kept out of the training sources."""
     groups: dict[str, list[Example]] = {}
     aside = Ledger()  # the rows read for the run are those it learns from; only what is dropped counts here
     for source in recipe.eval.sources:
@@ -238,9 +197,7 @@ def _held_out_sets(recipe: Recipe, kept_out: list[tuple[str, Example]], tokenize
         groups.setdefault(shorten(path, 28), []).append(example)
     sets = []
     for title, examples in groups.items():
-        rows = [
-            _tokens(_as_used(example, recipe), {POSITIVE, NEGATIVE}, recipe, tokenizer, aside) for example in examples
-        ]
+        rows = [encoder.held_out_row(example, aside) for example in examples]
         for role, number, label in (("negative", NEGATIVE, "negatives"), ("positive", POSITIVE, "good answers")):
             of_role = tuple(_of_role(row, number) for row in rows if row is not None)
             of_role = tuple(row for row in of_role if row.responses)
@@ -248,13 +205,6 @@ def _held_out_sets(recipe: Recipe, kept_out: list[tuple[str, Example]], tokenize
                 sets.append(HeldOutSet(f"{title}: {label}", role, of_role))
     ledger.merge(aside, "held-out: ")
     return sets
-
-
-def _as_used(example: Example, recipe: Recipe) -> Example:
-    """A record with the prompt as it is when the trained model is used."""
-    if recipe.data.nat is None:
-        return example
-    return dataclasses.replace(example, prompt=nat.labelled(example.prompt, nat.inference_label(recipe.data.nat)))
 
 
 def _of_role(row: TokenizedRow, role: int) -> TokenizedRow:

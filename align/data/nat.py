@@ -40,9 +40,9 @@ def labelled(prompt: Prompt, label: str) -> Prompt:
     """The prompt with the label in front of the first thing the user says."""
     if isinstance(prompt, str):
         return f"{label}\n\n{prompt}"
-    first = next((index for index, (role, _) in enumerate(prompt) if role == "user"), 0)
-    role, content = prompt[first]
-    return (*prompt[:first], (role, f"{label}\n\n{content}"), *prompt[first + 1 :])
+    first = next((index for index, message in enumerate(prompt) if message[0] == "user"), len(prompt) - 1)
+    role, content, *more = prompt[first]
+    return (*prompt[:first], (role, f"{label}\n\n{content}", *more), *prompt[first + 1 :])
 
 
 def _label(response: Response, nat: Nat) -> str:

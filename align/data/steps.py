@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch.utils.data import Dataset
 
 from align.data.collate import MicroBatch, collate
+from align.data.ledger import Ledger
 from align.data.share import share_out
-from align.data.stream import StepPlan
 from align.data.tokenize import TokenizedResponse, TokenizedRow
 
 if TYPE_CHECKING:
@@ -23,16 +23,29 @@ class StepShare(NamedTuple):  # transformers looks whether "labels" is in it, so
     mismatched: list[MicroBatch]  # responses behind the prompt of another row: for KTO's KL, not learned from
 
 
+class Feed(Protocol):
+    """The rows of each optimiser step over all ranks, in memory (`plan`) or read as the run goes on (`stream`)."""
+
+    def __len__(self) -> int: ...  # steps
+
+    def rows(self, step: int) -> list[TokenizedRow]: ...
+
+    def between(self, first: int, last: int) -> list[TokenizedRow]: ...  # of several steps that are still to come
+
+    def everything(self, ledger: Ledger) -> Ledger: ...  # and what was counted while reading
+
+    def epochs(self) -> dict[str, float]: ...  # of each source or group
+
+
 class Steps(Dataset):
     """Item s: this rank's share of optimiser step s."""
 
     def __init__(
         self,
-        rows: list[TokenizedRow],
-        plan: StepPlan,
+        feed: Feed,
         sampler: Sampler | None,
         *,
-        retain: tuple[list[TokenizedRow], StepPlan] | None,
+        retain: Feed | None,
         wants_mismatched: bool,
         rank: int,
         world: int,
@@ -41,21 +54,21 @@ class Steps(Dataset):
         pad_id: int,
         layout: str,
     ):
-        self.rows, self.plan, self.sampler, self.retain = rows, plan, sampler, retain
+        self.feed, self.sampler, self.retain = feed, sampler, retain
         self.wants_mismatched, self.max_length = wants_mismatched, max_length
         self.rank, self.world, self.tokens_per_device = rank, world, tokens_per_device
         self.pad_id, self.layout = pad_id, layout
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.feed)
 
     def __getitem__(self, step: int) -> StepShare:
-        found = (self.sampler.row(i) if self.sampler else self.rows[i] for i in self.plan.rows(step))
-        rows: list[TokenizedRow] = [row for row in found if row is not None]
+        rows = self.feed.rows(step)
+        if self.sampler is not None:
+            rows = [row for row in map(self.sampler.with_samples, rows) if row is not None]
         mismatched = self._collated(mismatch(rows, self.max_length)) if self.wants_mismatched else []
         if self.retain is not None:
-            retain_rows, retain_plan = self.retain
-            rows += [retain_rows[index] for index in retain_plan.rows(step)]
+            rows = [*rows, *self.retain.rows(step)]
         return StepShare(step, self._collated(rows), mismatched)
 
     def _collated(self, rows: list[TokenizedRow]) -> list[MicroBatch]:

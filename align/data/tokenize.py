@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import bisect
 import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from align.data.examples import Example, Prompt, Response
-from align.data.sources import Ledger
+from align.data.ledger import Ledger
+from align.data.messages import as_dict, split_tools
 from align.errors import UserError, shorten
 
 _PROBE = "Answer7391"  # occurs in no template
@@ -64,13 +66,13 @@ def prompt_text(tokenizer, prompt: Prompt, instruction: str | None = None) -> st
     """
     if isinstance(prompt, str) and tokenizer.chat_template is None:
         return f"{instruction}\n\n{prompt}" if instruction else prompt
-    messages = _messages(tokenizer, prompt)
+    messages, tools = _messages(tokenizer, prompt)
     if not instruction:
-        return _render(tokenizer, messages, for_answer=True)
+        return _render(tokenizer, messages, tools, for_answer=True)
     what = "the model's chat template leaves it out"
     for instructed in _with_instruction(messages, instruction):
         try:
-            text = _render(tokenizer, instructed, for_answer=True)
+            text = _render(tokenizer, instructed, tools, for_answer=True)
         except TemplateRefuses as error:
             what = error.what
             continue
@@ -80,12 +82,13 @@ def prompt_text(tokenizer, prompt: Prompt, instruction: str | None = None) -> st
     raise UserError("sampling.instruction", what, fix)
 
 
-def _messages(tokenizer, prompt: Prompt) -> list[dict[str, str]]:
+def _messages(tokenizer, prompt: Prompt) -> tuple[list[dict], list[dict] | None]:
+    """(messages as templates take them, tools or None)"""
     if tokenizer.chat_template is None:
         fix = "use an instruction-tuned model, or give prompts as plain text"
         raise UserError("data", "prompts are chat messages, but the model has no chat template", fix)
-    messages = [("user", prompt)] if isinstance(prompt, str) else prompt
-    return [{"role": role, "content": content} for role, content in messages]
+    messages, tools = split_tools((("user", prompt),) if isinstance(prompt, str) else prompt)
+    return [as_dict(message) for message in messages], tools
 
 
 def _with_instruction(messages: list[dict[str, str]], instruction: str) -> list[list[dict[str, str]]]:
@@ -101,18 +104,29 @@ def _with_instruction(messages: list[dict[str, str]], instruction: str) -> list[
     return ways + [before(index) for index, message in enumerate(messages) if message["role"] == "user"][:1]
 
 
-def _render(tokenizer, messages: list[dict[str, str]], *, for_answer: bool = False) -> str:
+def _render(tokenizer, messages: list[dict], tools: list[dict] | None = None, *, for_answer: bool = False) -> str:
     from jinja2 import TemplateError  # transformers imports it late, too
 
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=for_answer)
-    except TemplateError as error:  # Mistral's and Gemma's on a system message, or on roles out of turn
+        text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=for_answer)
+        _check_shown(text, messages, tools)
+        return text
+    except (TemplateError, TypeError) as error:  # Mistral's and Gemma's on a system message, or on roles out of turn
         has_system = any(message["role"] == "system" for message in messages)
         way_out = "put the system message into the user's" if has_system else "let user and assistant take turns"
         fix = f"{way_out}, use another model, or leave such rows out with data.on_bad_rows: skip"
         raise TemplateRefuses(
             "data", f"the model's chat template refuses it: {shorten(str(error), 120)}", fix
         ) from None
+
+
+def _check_shown(text: str, messages: list[dict], tools: list[dict] | None) -> None:
+    """Raises TemplateRefuses if tools or calls are left out: templates skip without a word what they do not know."""
+    calls = [call.get("function", call) for message in messages for call in message.get("tool_calls", ())]
+    for kind, named in (("tools", [tool.get("function", tool) for tool in tools or ()]), ("tool calls", calls)):
+        if any(str(one.get("name", "")) not in text for one in named if isinstance(one, dict)):
+            fix = "use a model trained on tools, or leave such rows out with data.on_bad_rows: skip"
+            raise TemplateRefuses("data", f"the model's chat template leaves {kind} out", fix)
 
 
 def encode_prompt(tokenizer, prompt: Prompt, instruction: str | None = None) -> list[int]:
@@ -127,24 +141,30 @@ def encode_prompt(tokenizer, prompt: Prompt, instruction: str | None = None) -> 
     return ids[: next(ends, len(ids))]
 
 
-def encode_response(tokenizer, prompt: Prompt, prompt_ids: Sequence[int], text: str) -> list[int]:
-    """Token ids of a complete response to `prompt`, its end-of-turn token included.
+def encode_response(
+    tokenizer, prompt: Prompt, prompt_ids: Sequence[int], text: str, calls: str | None = None
+) -> list[int]:
+    """Token ids of a complete response to `prompt`, its end-of-turn token included; `calls`: JSON of its tool calls.
 
     Raises ValueError if the template renders the prompt otherwise once an answer follows, so that the
     response's first tokens cannot be told from the prompt's last.
     """
-    rendered, first, end = _rendered_response(tokenizer, prompt, prompt_ids, text)
+    rendered, first, end = _rendered_response(tokenizer, prompt, prompt_ids, text, calls)
     ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     if list(ids[:first]) != list(prompt_ids)[:first]:
         raise ValueError("the chat template renders the prompt differently before an answer")
     return [*ids[first:], *([] if end else [tokenizer.eos_token_id])]
 
 
-def _rendered_response(tokenizer, prompt: Prompt, prompt_ids: Sequence[int], text: str) -> tuple[str, int, str]:
+def _rendered_response(
+    tokenizer, prompt: Prompt, prompt_ids: Sequence[int], text: str, calls: str | None = None
+) -> tuple[str, int, str]:
     """(what is tokenised, how many of its tokens are the prompt's, the end of the turn that it ends with, if any)."""
     if isinstance(prompt, str) and tokenizer.chat_template is None:
         return text, 0, ""
-    rendered = _render(tokenizer, [*_messages(tokenizer, prompt), {"role": "assistant", "content": text}])
+    messages, tools = _messages(tokenizer, prompt)
+    answer = {"role": "assistant", "content": text} | ({"tool_calls": json.loads(calls)} if calls else {})
+    rendered = _render(tokenizer, [*messages, answer], tools)
     tail, end = _turn_end(tokenizer, str(tokenizer.chat_template))
     if not rendered.endswith(tail):
         raise ValueError("the chat template ends this answer otherwise than others")
@@ -167,7 +187,7 @@ def step_labels(
     if not tokenizer.is_fast:
         fix = "use a model with a fast tokenizer, or leave 'steps' out of the rows"
         raise UserError("data", "steps are judged, but this tokenizer does not tell where its tokens begin", fix)
-    rendered, first, turn_end = _rendered_response(tokenizer, prompt, prompt_ids, response.text)
+    rendered, first, turn_end = _rendered_response(tokenizer, prompt, prompt_ids, response.text, response.calls)
     until, stripped = len(rendered) - len(turn_end), response.text.strip()  # templates may trim an answer
     written = rendered[:until].rstrip()
     if not written.endswith(stripped):
@@ -192,6 +212,11 @@ def _compact(ids: Sequence[int]) -> tuple[int, ...]:
     return tuple([_NUMBERS.setdefault(token, token) for token in ids])
 
 
+def turn_end(tokenizer) -> str:
+    """What the chat template ends an answer with; empty if that holds no special token."""
+    return _turn_end(tokenizer, str(tokenizer.chat_template))[1]
+
+
 @functools.lru_cache(maxsize=8)
 def _turn_end(tokenizer, template: str) -> tuple[str, str]:
     """(all that the template writes behind an answer, the part of it up to the first special token).
@@ -207,6 +232,24 @@ def _turn_end(tokenizer, template: str) -> tuple[str, str]:
     return tail, tail[: start + length]
 
 
+def _count_token_problems(tokenizer, example: Example, prompt_ids: Sequence[int], ledger: Ledger) -> None:
+    """Counts what is wrong with the special tokens of a row; it is used all the same."""
+    bos = tokenizer.bos_token_id
+    if bos is not None and list(prompt_ids[:2]) == [bos, bos]:
+        ledger.drop("BOS written twice: by the template or the text, and by the tokenizer", example.place)
+    if tokenizer.chat_template is not None and not turn_end(tokenizer):
+        ledger.drop("EOS put behind answers: the chat template writes none", example.place)
+    prompt = [example.prompt] if isinstance(example.prompt, str) else [message[1] for message in example.prompt]
+    texts = [*prompt, *(response.text for response in example.responses)]
+    if any(token in text for token in _special_tokens(tokenizer) for text in texts):
+        ledger.drop("special token spelled in a text", example.place)
+
+
+@functools.lru_cache(maxsize=8)
+def _special_tokens(tokenizer) -> tuple[str, ...]:
+    return tuple(token for token in tokenizer.all_special_tokens if token)
+
+
 def encode_row(tokenizer, example: Example, *, roles: set[int], max_length: int, ledger: Ledger) -> TokenizedRow:
     """Tokens of one record, of the responses in `roles` only. Longer responses are cut and counted.
 
@@ -219,6 +262,7 @@ def encode_row(tokenizer, example: Example, *, roles: set[int], max_length: int,
     room = max_length - len(prompt_ids)
     if room < 1:
         raise PromptTooLong(f"{len(prompt_ids)} tokens of prompt, data.max_length is {max_length}")
+    _count_token_problems(tokenizer, example, prompt_ids, ledger)
     responses = []
     for response in example.responses:
         role = ROLE_NUMBERS[response.role]
@@ -226,7 +270,7 @@ def encode_row(tokenizer, example: Example, *, roles: set[int], max_length: int,
             ledger.drop(f"response unused: {response.role}", example.place)
             continue
         try:
-            ids = encode_response(tokenizer, example.prompt, prompt_ids, response.text)
+            ids = encode_response(tokenizer, example.prompt, prompt_ids, response.text, response.calls)
         except ValueError:
             ledger.drop("response dropped: prompt boundary unclear", example.place)
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from accelerate.utils import gather_object
@@ -12,7 +13,8 @@ from align.data.collate import MicroBatch, collate
 from align.data.load import HeldOutSet
 from align.data.share import share_out
 from align.reference import ADAPTER_OFF, FROZEN, References
-from align.scoring.head import causal_lm, kl_divergence, target_logps
+from align.scoring.extras import entropy, top_mass
+from align.scoring.head import causal_lm, kl_divergence, log_probs_of, read_logits
 from align.scoring.logprobs import hidden_states
 
 
@@ -30,7 +32,10 @@ class HeldOut:
 
     @torch.no_grad()
     def measure(self, model, references: References | None, *, at_start: bool) -> dict[str, dict]:
-        """{set name: {logps, kl, tokens, responses}}: mean log-prob and exact KL(policy || reference) in nats a token.
+        """{set name: means over response tokens}, and how many tokens and responses there are.
+
+        `logps`: log-prob in nats; `kl`: exact KL(policy || reference); `entropy` of the policy in nats; `top1`:
+        probability of its likeliest token. All from one pass.
 
         `at_start`: the policy still is its reference. Its KL is 0 by definition, and its hidden states are kept,
         so that later measurements need no pass of the reference.
@@ -46,24 +51,27 @@ class HeldOut:
         shares = share_out(
             held_out.rows, world=self.state.num_processes, tokens_per_device=self.tokens_per_device, layout=self.layout
         )
-        sums = [0.0, 0.0, 0]
+        sums = [0.0] * 5  # log-probs, entropies, top probabilities, KL, tokens
         kept = self.start_hidden.setdefault(held_out.name, [])
         for index, group in enumerate(shares[self.state.process_index]):
             batch = collate(group, self.pad_id, self.layout).to(self.device)
             hidden = hidden_states(model, batch)
-            logps, kl = target_logps(causal_lm(model), hidden, batch.targets).sum().item(), 0.0
+            told, kl = read_logits(causal_lm(model), hidden, partial(_tell, batch.targets)).sum(0).tolist(), 0.0
             if at_start:
                 kept.append(hidden.cpu())
             elif references is not None:
                 kl = self._kl(model, references, batch, hidden, kept[index] if kept else None)
             if batch.rows:
-                sums = [sums[0] + logps, sums[1] + kl, sums[2] + len(batch.targets)]
-        total, kl, tokens = (sum(values) for values in zip(*gather_object([sums]), strict=True))
+                sums = [one + other for one, other in zip(sums, [*told, kl, len(batch.targets)], strict=True)]
+        *totals, tokens = (sum(values) for values in zip(*gather_object([sums]), strict=True))
+        logps, entropies, top1, kl = (total / max(tokens, 1) for total in totals)
         return {
             "role": held_out.role,
-            "logps": total / max(tokens, 1),
-            "kl": None if references is None else kl / max(tokens, 1),
-            "tokens": tokens,
+            "logps": logps,
+            "kl": None if references is None else kl,
+            "entropy": entropies,
+            "top1": top1,
+            "tokens": int(tokens),
             "responses": sum(len(row.responses) for row in held_out.rows),
         }
 
@@ -75,3 +83,8 @@ class HeldOut:
             else:
                 ref_hidden = start_hidden.to(self.device)
         return kl_divergence(model, hidden, reference, ref_hidden).sum().item()
+
+
+def _tell(targets: torch.Tensor, logits: torch.Tensor, at: slice) -> torch.Tensor:
+    """(C, 3) log-prob of the targets, entropy, and probability of the likeliest token, from logits (C, V)."""
+    return torch.stack([log_probs_of(logits, targets[at]), entropy(logits), top_mass(logits, 1)], dim=-1)

@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
-from transformers import GenerationConfig, LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
-from align.data.sources import Ledger
-from align.data.stream import StepPlan
+from align.data.ledger import Ledger
 from align.data.tokenize import TokenizedResponse, TokenizedRow, encode_prompt
 from align.objectives import SAMPLE
 from align.scoring.head import causal_lm
 
 if TYPE_CHECKING:
+    from align.data.steps import Feed
     from align.recipe import Sampling
 
 
@@ -37,8 +38,7 @@ class Sampler:
 
     def __init__(
         self,
-        rows: list[TokenizedRow],
-        plan: StepPlan,
+        feed: Feed,
         tokenizer,
         config: Sampling,
         *,
@@ -48,7 +48,7 @@ class Sampler:
         ledger: Ledger,
         equal_calls: bool,
     ):
-        self.rows, self.plan, self.tokenizer, self.config = rows, plan, tokenizer, config
+        self.feed, self.tokenizer, self.config = feed, tokenizer, config
         self.seed, self.max_length, self.folder, self.ledger = seed, max_length, folder, ledger
         self.equal_calls = equal_calls  # ZeRO-3: every rank must call the model equally often
         self.round: int | None = None
@@ -59,10 +59,10 @@ class Sampler:
         """Makes sure that samples for `step` (0-based) are at hand, drawing from `model` what is not."""
         every = self.config.every
         number = step // every if every else 0
-        if number == self.round or step >= len(self.plan):
+        if number == self.round or step >= len(self.feed):
             return
-        last = (number + 1) * every if every else len(self.plan)
-        rows = [self.rows[index] for index in self.plan.rows_between(number * every, last)]
+        last = min((number + 1) * every, len(self.feed)) if every else len(self.feed)
+        rows = self.feed.between(number * every, last)
         self.round, self.drawn = number, self._kept(number)
         missing = {row.example.key: row for row in rows if row.example.key not in self.drawn}
         if missing:
@@ -70,9 +70,8 @@ class Sampler:
         for row in rows:
             self._filter(row, count=True)
 
-    def row(self, index: int) -> TokenizedRow | None:
+    def with_samples(self, row: TokenizedRow) -> TokenizedRow | None:
         """A row with its usable samples; None if none is left."""
-        row = self.rows[index]
         samples = self._filter(row, count=False)
         return dataclasses.replace(row, responses=(*row.responses, *samples)) if samples else None
 
@@ -140,9 +139,8 @@ class Sampler:
     def _generate(self, model, group: list[TokenizedRow], number: int) -> dict[str, list[list[int]]]:
         prompts, uniforms = [], []
         for row in group:
-            prompt = encode_prompt(self.tokenizer, row.example.prompt, self.config.instruction)
+            prompts.append(encode_prompt(self.tokenizer, row.example.prompt, self.config.instruction))
             for index in range(self.config.k):
-                prompts.append(prompt)
                 uniforms.append(
                     _uniforms(f"{self.seed}/{number}/{row.example.key}/{index}", self.config.max_new_tokens)
                 )
@@ -151,15 +149,15 @@ class Sampler:
             processors.append(TopPLogitsWarper(self.config.top_p))
         width = max(map(len, prompts))
         processors.append(_InverseCdf(torch.stack(uniforms), width))
-        answers = generate(model, self.tokenizer, prompts, self.config.max_new_tokens, processors)
+        answers = generate(model, self.tokenizer, prompts, self.config.max_new_tokens, processors, self.config.k)
         k = self.config.k
         return {row.example.key: answers[index * k : (index + 1) * k] for index, row in enumerate(group)}
 
 
 def generate(
-    model, tokenizer, prompts: list[list[int]], max_new_tokens: int, processors: list | None = None
+    model, tokenizer, prompts: list[list[int]], max_new_tokens: int, processors: list | None = None, k: int = 1
 ) -> list[list[int]]:
-    """Answers to prompts (token ids), as token ids up to and including the end-of-turn token.
+    """`k` answers to each of the prompts (token ids), as token ids up to and including the end-of-turn token.
 
     Takes the likeliest token at each step, after `processors`. Nothing of the model's own generation settings
     (repetition penalties and the like) enters: samples are to come from the policy itself.
@@ -173,10 +171,27 @@ def generate(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(stops), pad_token_id=pad
     )
     with _as_generator(model, config), torch.no_grad():
+        cache = _read_once(model, input_ids, attention, k) if k > 1 and width > 1 else {}
         output = model.generate(
-            input_ids, attention_mask=attention, generation_config=config, logits_processor=processors or []
-        )
+            input_ids.repeat_interleave(k, 0), attention_mask=attention.repeat_interleave(k, 0),
+            generation_config=config, logits_processor=processors or [], **cache,
+        )  # fmt: skip
     return [_until_stop(ids, stops) for ids in output[:, width:].tolist()]
+
+
+def _read_once(model, input_ids: torch.Tensor, attention: torch.Tensor, k: int) -> dict:
+    """What `generate` needs to go on behind prompts that were read once for all their `k` answers.
+
+    Of a model whose state is no plain cache of keys and values, nothing: it reads each prompt k times.
+    """
+    seen = attention[:, :-1]  # generate reads the last token, which the first answer token follows
+    positions = (seen.cumsum(-1) - 1).clamp(min=0)
+    read = model(input_ids[:, :-1], attention_mask=seen, position_ids=positions, use_cache=True, logits_to_keep=1)
+    cache = getattr(read, "past_key_values", None)
+    if type(cache) is not DynamicCache:
+        return {}
+    cache.batch_repeat_interleave(k)
+    return {"past_key_values": cache}
 
 
 @contextmanager
@@ -223,6 +238,9 @@ def is_degenerate(ids: list[int]) -> bool:
     return repeats or (len(ids) >= 8 and Counter(ids).most_common(1)[0][1] > len(ids) / 2)
 
 
+_BLOCK = 256  # words
+
+
 class _InverseCdf(LogitsProcessor):
     """Leaves one token: the one where the cumulative distribution passes the sample's next uniform number."""
 
@@ -230,10 +248,19 @@ class _InverseCdf(LogitsProcessor):
         self.uniforms, self.prompt_width = uniforms, prompt_width  # (samples, max_new_tokens)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Finds the block of words in which the wanted sum is passed, then the word: a cumsum of all is slow."""
         step = input_ids.shape[1] - self.prompt_width
-        cumulative = scores.double().softmax(-1).cumsum(-1)  # (samples, V)
-        wanted = self.uniforms[:, step : step + 1].to(cumulative) * cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, wanted, right=True).clamp(max=scores.shape[-1] - 1)
+        mass = (scores.float() - scores.max(-1, keepdim=True).values.float()).exp()  # (samples, V), not normalised
+        blocks = F.pad(mass, (0, -mass.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))  # (samples, blocks, words)
+        sums = blocks.sum(-1).double().cumsum(-1)  # (samples, blocks)
+        wanted = self.uniforms[:, step : step + 1].to(sums) * sums[:, -1:]
+        block = torch.searchsorted(sums, wanted, right=True).clamp(max=sums.shape[-1] - 1)
+        before = F.pad(sums, (1, 0)).gather(-1, block)
+        inside = blocks[torch.arange(len(blocks), device=block.device), block[:, 0]].double().cumsum(-1)
+        word = torch.searchsorted(inside, wanted - before, right=True)
+        # rounding may put the wanted sum behind the last word of the block that has any mass
+        last = (inside < inside[:, -1:]).sum(-1, keepdim=True)
+        token = block * _BLOCK + torch.minimum(word, last)
         return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
 
 

@@ -48,6 +48,7 @@ ROLES_OF_NEEDS = {
 
 # What else the pass through the LM head can tell of each response token (`Objective.extras`), (N, T) each.
 EXTRAS = {
+    "entropy": "entropy of the policy's distribution in nats (NSR's bonus)",
     "concentration": "log of the sum over the vocabulary of the squared probabilities, without gradient (WPO)",
     "alternatives": "log-prob of another likely token drawn in the response token's place (CRINGE)",
     "repeats": "sum over the distinct earlier tokens c, the target left out, of -log(1 - p(c)) (unlikelihood)",

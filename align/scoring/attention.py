@@ -28,6 +28,7 @@ def attention(
 ) -> tuple[Tensor, None]:
     """(1, S, A, D) attention of `query` (1, A, S, D) to `key` and `value` (1, K, S, D), as transformers calls it."""
     if isinstance(attention_mask, BlockMask):
+        query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast a rotation leaves float32
         return ALL_ATTENTION_FUNCTIONS["flex_attention"](module, query, key, value, attention_mask, **options)
     scaling, softcap = options.get("scaling"), options.get("softcap")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

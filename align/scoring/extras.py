@@ -26,7 +26,21 @@ def extra(name: str, batch: MicroBatch, *, k: int, seed: int, step: int) -> Extr
     """
     if name == "alternatives":
         return _alternatives(batch, k, _draws(batch, seed, step))
-    return {"concentration": lambda logits, at: _concentration(logits), "repeats": _repeats(batch)}[name]
+    if name == "repeats":
+        return _repeats(batch)
+    read = {"entropy": entropy, "concentration": _concentration}[name]
+    return lambda logits, at: read(logits)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """(C,) entropy of the distributions, in nats."""
+    logps = logits.log_softmax(-1)
+    return -(logps.exp() * logps).sum(-1)
+
+
+def top_mass(logits: Tensor, k: int) -> Tensor:
+    """(C,) probability of the `k` likeliest tokens together."""
+    return logits.topk(k).values.sub(logits.logsumexp(-1, keepdim=True)).exp().sum(-1)
 
 
 @torch.no_grad()

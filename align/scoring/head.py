@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from align.scoring.products import is_fast, product, raw_logits
+from align.scoring.products import in_bf16, product, raw_logits
 from align.scoring.tiles import TargetLogps, Transform
 
 LOGITS_AT_ONCE = 2**24  # values of a chunk of logits: 64 MiB in fp32
@@ -35,10 +35,10 @@ def read_logits(inner: nn.Module, hidden: Tensor, read: Read) -> Tensor:
     `read` is called again in the backward pass and must then tell the same.
     """
     head, transform, size = inner.get_output_embeddings(), logit_transform(inner), chunk_size(inner)
-    fast = is_fast(hidden)
+    bf16 = in_bf16(hidden)
     if type(head) is nn.Linear:
         return _inside(
-            head, lambda states: _Chunked.apply(states, head.weight, head.bias, read, transform, size, fast), hidden
+            head, lambda states: _Chunked.apply(states, head.weight, head.bias, read, transform, size, bf16), hidden
         )
 
     def chunk(states: Tensor, at: slice) -> Tensor:
@@ -53,12 +53,12 @@ def read_logits(inner: nn.Module, hidden: Tensor, read: Read) -> Tensor:
 def target_logps(inner: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     """(M,) float32 log-prob of `targets` (M,) after `hidden` (M, H), through the model's head, tile by tile."""
     head, transform = inner.get_output_embeddings(), logit_transform(inner)
-    wants_grad, fast = torch.is_grad_enabled(), is_fast(hidden)
+    wants_grad, bf16 = torch.is_grad_enabled(), in_bf16(hidden)
     if type(head) is not nn.Linear:
         return read_logits(inner, hidden, lambda logits, at: log_probs_of(logits, targets[at])[:, None])[:, 0]
 
     def logps(states: Tensor) -> Tensor:
-        return TargetLogps.apply(states, head.weight, head.bias, targets, transform, wants_grad, fast)
+        return TargetLogps.apply(states, head.weight, head.bias, targets, transform, wants_grad, bf16)
 
     return _inside(head, logps, hidden)
 
@@ -83,11 +83,11 @@ class _Chunked(torch.autograd.Function):
     """What `read` tells of a linear head's logits. One node for all chunks: DDP and ZeRO see one gradient a weight."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, read, transform, size, fast):  # (M, H), (V, H), (V,) | None
+    def forward(ctx, hidden, weight, bias, read, transform, size, bf16):  # (M, H), (V, H), (V,) | None
         ctx.save_for_backward(hidden, weight, bias)
-        ctx.read, ctx.transform, ctx.size, ctx.fast = read, transform, size, fast
+        ctx.read, ctx.transform, ctx.size, ctx.bf16 = read, transform, size, bf16
         pieces = _pieces(hidden, size)
-        return torch.cat([read(transform(raw_logits(hidden[at], weight, bias, fast)), at) for at in pieces])
+        return torch.cat([read(transform(raw_logits(hidden[at], weight, bias, bf16)), at) for at in pieces])
 
     @staticmethod
     def backward(ctx, grad):  # (M, E)
@@ -95,14 +95,14 @@ class _Chunked(torch.autograd.Function):
         grads = [torch.zeros_like(one) if one is not None and wanted else None for one, wanted in
                  zip((hidden, weight, bias), wants[:3], strict=True)]  # fmt: skip
         for at in _pieces(hidden, ctx.size):
-            raw = raw_logits(hidden[at], weight, bias, ctx.fast).requires_grad_()
+            raw = raw_logits(hidden[at], weight, bias, ctx.bf16).requires_grad_()
             with torch.enable_grad():
                 found = ctx.read(ctx.transform(raw), at)
             (of_raw,) = torch.autograd.grad(found, raw, grad[at])
             if wants[0]:
-                grads[0][at] = product(of_raw, weight, ctx.fast).to(hidden.dtype)
+                grads[0][at] = product(of_raw, weight, ctx.bf16).to(hidden.dtype)
             if wants[1]:
-                grads[1] += product(of_raw.T, hidden[at], ctx.fast).to(weight.dtype)
+                grads[1] += product(of_raw.T, hidden[at], ctx.bf16).to(weight.dtype)
             if wants[2]:
                 grads[2] += of_raw.sum(0).to(bias.dtype)
         return *grads, *[None] * 4
@@ -133,7 +133,7 @@ def _logits_of(inner: nn.Module, head: nn.Module) -> Callable[[Tensor], Tensor]:
     """From hidden states (C, H) to float32 logits (C, V). A linear head is not called: see `_inside`."""
     transform = logit_transform(inner)
     if type(head) is nn.Linear:
-        return lambda states: transform(raw_logits(states, head.weight, head.bias, is_fast(states)))
+        return lambda states: transform(raw_logits(states, head.weight, head.bias, in_bf16(states)))
     return lambda states: transform(head(states).float())
 
 

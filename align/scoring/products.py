@@ -6,54 +6,46 @@ must keep their float32 sums.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-WORDS_AT_ONCE = 8192  # columns of a product with the head's weight: that much of it is converted at a time
+# (positions, words) of one product with the head's weight. 4 MiB of logits stay in a CPU's cache, and of the shapes
+# tried (128 to 2048 by 2048 to 49152) it is among the fastest to multiply; a GPU wants larger ones.
+TILE = {"cpu": (512, 2048), "cuda": (4096, 8192)}
 
 
-def is_fast(hidden: Tensor) -> bool:
-    """Whether the run computes in bf16: its hidden states do, or autocast is on."""
-    return hidden.dtype == torch.bfloat16 or torch.is_autocast_enabled(hidden.device.type)
+def tile(device: torch.device) -> tuple[int, int]:
+    """(positions, words) of a product on a device."""
+    return TILE.get(device.type, TILE["cuda"])
 
 
-def product(a: Tensor, b: Tensor, fast: bool) -> Tensor:
-    """float32 a b. `fast`: a GPU multiplies in bf16 and adds in float32, a CPU splits float32 into bf16 parts."""
-    if fast and a.is_cuda:
+def in_bf16(hidden: Tensor) -> bool:
+    """Whether to multiply in bf16: on a GPU whose run computes in it (its hidden states do, or autocast is on).
+
+    CPUs always multiply in float32: where they are fast at bf16 they are at float32, too, and the head is small.
+    """
+    return hidden.is_cuda and (hidden.dtype == torch.bfloat16 or torch.is_autocast_enabled("cuda"))
+
+
+def product(a: Tensor, b: Tensor, bf16: bool, out: Tensor | None = None) -> Tensor:
+    """float32 a b, in `out` if given. `bf16`: operands of bf16, on a GPU."""
+    if bf16:
         return torch.mm(a.bfloat16(), b.bfloat16(), out_dtype=torch.float32)
-    with _plain(a, fast):
-        return a.float() @ b.float()
+    with torch.autocast(a.device.type, enabled=False):  # which would round the result
+        return torch.mm(a.float(), b.float(), out=out)
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor, fast: bool) -> None:
+def add_product(total: Tensor, a: Tensor, b: Tensor, bf16: bool) -> None:
     """Adds a b to `total`, float32, in place."""
-    if fast and a.is_cuda:
-        total += product(a, b, fast)
+    if bf16:
+        total += product(a, b, bf16)
         return
-    with _plain(a, fast):
+    with torch.autocast(a.device.type, enabled=False):
         total.addmm_(a.float(), b.float())
 
 
-def raw_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, fast: bool) -> Tensor:
+def raw_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, bf16: bool) -> Tensor:
     """(C, V) float32 output of a linear head for `hidden` (C, H)."""
-    blocks = [product(hidden, block.T, fast) for block in weight.split(WORDS_AT_ONCE)]
+    blocks = [product(hidden, block.T, bf16) for block in weight.split(tile(hidden.device)[1])]
     logits = torch.cat(blocks, -1) if len(blocks) > 1 else blocks[0]
     return logits if bias is None else logits + bias.float()
-
-
-@contextlib.contextmanager
-def _plain(a: Tensor, fast: bool) -> Iterator[None]:
-    """No autocast, which would round the result; on a CPU, `fast` lets oneDNN split float32 into bf16 parts."""
-    backend = getattr(torch.backends.mkldnn, "matmul", None) if fast and a.device.type == "cpu" else None
-    with torch.autocast(a.device.type, enabled=False):
-        if backend is None:
-            yield
-            return
-        before, backend.fp32_precision = backend.fp32_precision, "bf16"
-        try:
-            yield
-        finally:
-            backend.fp32_precision = before

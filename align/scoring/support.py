@@ -118,10 +118,11 @@ def _probe(model: nn.Module, rows: list[TokenizedRow], layout: str) -> Tensor:
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, in the model's own arithmetic: a reference may be loaded and probed within a step."""
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(_device(causal_lm(model)).type, enabled=False):
             yield
     finally:
         model.train(was_training)

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from align.scoring import products
 
-LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**25}  # of a tile: 8 MiB stay in a CPU's cache; a GPU wants large products
-
 
 @dataclass(frozen=True)
 class Transform:
@@ -27,10 +25,9 @@ class Transform:
         logits = raw if self.scale == 1.0 else raw * self.scale
         return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
 
-    def times_slope(self, values: Tensor, logits: Tensor) -> Tensor:
-        """`values` times the derivative of the logits by the head's output."""
-        values = values if self.scale == 1.0 else values * self.scale
-        return values * (1 - (logits / self.cap) ** 2) if self.cap else values
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """The derivative of the logits by the head's output."""
+        return self.scale * (1 - (logits / self.cap) ** 2) if self.cap else self.scale
 
 
 class TargetLogps(torch.autograd.Function):
@@ -43,7 +40,7 @@ class TargetLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, transform, wants_grad, fast):
+    def forward(ctx, hidden, weight, bias, targets, transform, wants_grad, bf16):
         if len(targets) and int(targets.max()) >= len(weight):
             raise IndexError(f"token {int(targets.max())} is outside the model's vocabulary of {len(weight)}")
         trains = wants_grad and (weight.requires_grad or (bias is not None and bias.requires_grad))
@@ -51,24 +48,24 @@ class TargetLogps(torch.autograd.Function):
         largest = torch.full(targets.shape, -torch.inf, device=hidden.device)
         total, chosen = torch.zeros_like(largest), torch.zeros_like(largest)
         pull = torch.zeros(hidden.shape, device=hidden.device) if early else None  # sum over words of exp(logit) W
-        for words, at, logits in _tiles(hidden, weight, bias, transform, fast):
+        for words, at, logits in _tiles(hidden, weight, bias, transform, bf16):
             place, is_here = _place(targets[at], words)
             chosen[at] += logits.gather(-1, place).squeeze(-1) * is_here
+            slope = transform.slope(logits) if early else 1.0
             peak = torch.maximum(largest[at], logits.amax(-1))
             shrink = (largest[at] - peak).exp_()
-            share = torch.exp(logits - peak[:, None])
+            share = logits.sub_(peak[:, None]).exp_()
             total[at] = total[at] * shrink + share.sum(-1)
             if early:
-                share = transform.times_slope(share, logits)
-                products.add_product(pull[at].mul_(shrink[:, None]), share, weight[words], fast)
+                products.add_product(pull[at].mul_(shrink[:, None]), _times(share, slope), weight[words], bf16)
             largest[at] = peak
         normalizer = largest + total.log()
         if early:
-            own = transform.times_slope(torch.ones_like(chosen), chosen)[:, None] * weight[targets].float()
-            ctx.save_for_backward(own - pull / total[:, None])
+            own = transform.slope(chosen[:, None]) * weight[targets].float()
+            ctx.save_for_backward(own.sub_(pull.div_(total[:, None])))
         elif trains:
             ctx.save_for_backward(hidden, weight, bias, targets, normalizer)
-            ctx.transform, ctx.fast = transform, fast
+            ctx.transform, ctx.bf16 = transform, bf16
         ctx.early, ctx.dtype = early, hidden.dtype
         return chosen - normalizer
 
@@ -82,15 +79,15 @@ class TargetLogps(torch.autograd.Function):
         of_hidden = torch.zeros(hidden.shape, device=hidden.device) if wants[0] else None
         of_weight = torch.zeros(weight.shape, device=hidden.device) if wants[1] else None
         of_bias = torch.zeros(weight.shape[0], device=hidden.device) if wants[2] else None
-        for words, at, logits in _tiles(hidden, weight, bias, ctx.transform, ctx.fast):
+        for words, at, logits in _tiles(hidden, weight, bias, ctx.transform, ctx.bf16):
             place, is_here = _place(targets[at], words)
-            share = torch.exp(logits - normalizer[at, None]).mul_(-grad[at, None])
-            share.scatter_add_(-1, place, (grad[at] * is_here)[:, None])
-            share = ctx.transform.times_slope(share, logits)
+            slope = ctx.transform.slope(logits)
+            share = logits.sub_(normalizer[at, None]).exp_().mul_(-grad[at, None])
+            share = _times(share.scatter_add_(-1, place, (grad[at] * is_here)[:, None]), slope)
             if wants[0]:
-                products.add_product(of_hidden[at], share, weight[words], ctx.fast)
+                products.add_product(of_hidden[at], share, weight[words], ctx.bf16)
             if wants[1]:
-                products.add_product(of_weight[words], share.T, hidden[at], ctx.fast)
+                products.add_product(of_weight[words], share.T, hidden[at], ctx.bf16)
             if wants[2]:
                 of_bias[words] += share.sum(0)
         given = [(of_hidden, hidden), (of_weight, weight), (of_bias, bias)]
@@ -98,17 +95,23 @@ class TargetLogps(torch.autograd.Function):
 
 
 def _tiles(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: Transform, fast: bool
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: Transform, bf16: bool
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """(words, positions, their float32 logits (C, B)), word block by word block."""
-    width = min(products.WORDS_AT_ONCE, len(weight))
-    at_once = max(1, LOGITS_AT_ONCE.get(hidden.device.type, LOGITS_AT_ONCE["cuda"]) // width)
+    """(words, positions, their float32 logits (C, B)), word block by word block. The next tile overwrites the last."""
+    rows, width = products.tile(hidden.device)
+    space = torch.empty(min(rows, len(hidden)) * min(width, len(weight)), device=hidden.device)
     for first in range(0, len(weight), width):
         words = slice(first, min(first + width, len(weight)))
-        for start in range(0, len(hidden), at_once):
-            at = slice(start, min(start + at_once, len(hidden)))
-            own_bias = None if bias is None else bias[words]
-            yield words, at, transform(products.raw_logits(hidden[at], weight[words], own_bias, fast))
+        for start in range(0, len(hidden), rows):
+            at = slice(start, min(start + rows, len(hidden)))
+            shape = (at.stop - at.start, words.stop - words.start)
+            out = space[: shape[0] * shape[1]].view(shape)
+            logits = products.product(hidden[at], weight[words].T, bf16, out)
+            yield words, at, transform(logits if bias is None else logits + bias[words].float())
+
+
+def _times(values: Tensor, slope: Tensor | float) -> Tensor:
+    return values if isinstance(slope, float) and slope == 1.0 else values * slope
 
 
 def _place(targets: Tensor, words: slice) -> tuple[Tensor, Tensor]:

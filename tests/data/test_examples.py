@@ -256,7 +256,6 @@ WRONG = [
     ({}, NO_RESPONSES + "its keys are none"),
     ({"text": "a", "prompt": "b"}, NO_RESPONSES + "its keys are prompt, text"),
     ({"prompt": "Hi", "chosen": "a"}, NO_RESPONSES + "its keys are chosen, prompt"),
-    ({"prompt": "Hi", "completion": "a"}, NO_RESPONSES + "its keys are completion, prompt"),
     # record
     ({"prompt": "Hi", "responses": []}, "has no response"),
     ({"prompt": "Hi", "responses": "No."}, "'responses' is text, not a list"),

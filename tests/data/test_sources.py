@@ -5,13 +5,20 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import sys
 from pathlib import Path
 
 import pytest
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 from align.data import sources
 from align.data.examples import Example
-from align.data.sources import HELD_OUT, Ledger, check, split_holdout
+from align.data.ledger import Ledger
+from align.data.sources import HELD_OUT, check, split_holdout
 from align.errors import UserError, UserErrors
 
 GOOD = {"prompt": "Say hello.", "negatives": ["No."]}
@@ -85,19 +92,15 @@ def test_damaged_gzip(tmp_path, damage):
     assert "\n" not in said
 
 
-def test_zstd_is_read_or_the_way_out_is_told(tmp_path):
+def test_zstd(tmp_path):
     file = tmp_path / "my.jsonl.zst"
     assert check(str(file), "train")[0].endswith("no such file")  # a local name, not a hub id
-    try:
-        from compression import zstd
-    except ImportError:
-        file.write_bytes(b"")
-        with pytest.raises(UserError) as error:
-            read(file)
-        assert str(error.value) == f"{file}: this Python cannot read .zst; unpack it with `zstd -d`"
-    else:
-        file.write_bytes(zstd.compress(f"{json.dumps(GOOD)}\n".encode()))
-        assert places(read(file)) == [f"{file}:1"]
+    packed = zstd.compress(f"{json.dumps(GOOD)}\n\n{json.dumps(GOOD)}\n".encode())
+    file.write_bytes(packed)
+    assert places(read(file)) == [f"{file}:1", f"{file}:3"]
+    file.write_bytes(packed[:-5])
+    with pytest.raises(UserError, match=r"my\.jsonl\.zst(:\d+)?: cannot be read to its end: .*; copy the file again"):
+        read(file)
 
 
 def test_gzip_damaged_in_the_middle(tmp_path):

@@ -8,8 +8,8 @@ import pytest
 
 from align.data.examples import Example
 from align.data.layout import PACKED, PADDED, size
+from align.data.plan import PlannedFeed, StepPlan
 from align.data.steps import Steps, StepShare, mismatch
-from align.data.stream import StepPlan
 from align.data.tokenize import TokenizedResponse, TokenizedRow
 
 PAD = 99
@@ -98,7 +98,8 @@ def steps_of(
 ) -> Steps:
     plan = StepPlan([1.0] * len(rows), prompts_per_step=5, epochs=2, max_steps=None, seed=3)
     settings = {"max_length": 14, "tokens_per_device": 45, "pad_id": PAD, "layout": "padded"} | more
-    return Steps(rows, plan, None, retain=retain, wants_mismatched=wants_mismatched, rank=rank, world=world, **settings)
+    feed = PlannedFeed(rows, plan)
+    return Steps(feed, None, retain=retain, wants_mismatched=wants_mismatched, rank=rank, world=world, **settings)
 
 
 def told(share: StepShare, kind: str) -> list[tuple[list[int], list[int]]]:
@@ -181,7 +182,7 @@ def test_retain_rows_are_beside_the_others_and_not_among_the_mismatched(layout):
     plan = StepPlan([1.0, 1.0], prompts_per_step=1, epochs=1, max_steps=10, seed=0)
     with_held, without = (
         steps_of(many_rows(), retain=retain, tokens_per_device=10**6, layout=layout)[2]
-        for retain in ((held, plan), None)
+        for retain in (PlannedFeed(held, plan), None)
     )
     assert [batch.num_retain for batch in with_held.batches] == [1]
     extra = [pair for pair in told(with_held, "batches") if pair not in told(without, "batches")]
@@ -195,8 +196,8 @@ class _Sampler:
     def __init__(self, rows: list[TokenizedRow]):
         self.rows = rows
 
-    def row(self, index: int) -> TokenizedRow | None:
-        return self.rows[index] if index % 2 else None
+    def with_samples(self, row: TokenizedRow) -> TokenizedRow | None:
+        return row if self.rows.index(row) % 2 else None
 
 
 def test_rows_without_a_usable_sample_are_left_out():
@@ -204,7 +205,7 @@ def test_rows_without_a_usable_sample_are_left_out():
     steps = steps_of(rows)
     steps.sampler = _Sampler(rows)
     for step in range(len(steps)):
-        kept = [rows[index] for index in steps.plan.rows(step) if index % 2]
+        kept = [rows[index] for index in steps.feed.plan.rows(step) if index % 2]
         assert sorted(told(steps[step], "batches")) == sorted(shown(kept))
         assert len(told(steps[step], "mismatched")) == (len(shown(kept)) if len(kept) > 1 else 0)
 

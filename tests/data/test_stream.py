@@ -1,160 +1,264 @@
-"""Which rows make up a step: a pure function of seed and step, every row as often as its weight says."""
+"""Rows that are read as a run goes on: every row once an epoch, the same steps on any number of ranks, exact resume."""
 
 from __future__ import annotations
 
+import itertools
+import json
+import random
 from collections import Counter
+from functools import partial
+from pathlib import Path
 
 import pytest
 
-from align.data.stream import StepPlan
+from align.data import sources
+from align.data.examples import Example, Response
+from align.data.lanes import Lane
+from align.data.ledger import Ledger
+from align.data.mixture import Mixture, fixed
+from align.data.stream import Channel, StreamFeed, own_lanes
+from align.data.tokenize import TokenizedResponse, TokenizedRow
+from align.errors import UserError
+from tests.data.worlds import World
+
+ALONE = World(1)
 
 
-def plan(weights: list[float] | int, **changes: object) -> StepPlan:
-    """A plan for rows of these weights, or for so many rows of weight 1."""
-    if isinstance(weights, int):
-        weights = [1.0] * weights
-    options = {"prompts_per_step": 4, "epochs": 1.0, "max_steps": None, "seed": 0} | changes
-    return StepPlan(weights, **options)
+def write(folder: Path, name: str, count: int) -> str:
+    draw = random.Random(name)
+    rows = ({"n": f"{name}{n}", "pad": "x" * draw.choice((0, 5, 200))} for n in range(count))
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / f"{name}.jsonl")
 
 
-def order(steps: StepPlan) -> list[int]:
-    return [row for step in range(len(steps)) for row in steps.rows(step)]
+def parse(place, row, ledger: Ledger, unusable: str = "") -> Example | None:
+    ledger.read += 1
+    if unusable and row["n"].endswith(unusable):
+        ledger.drop("unusable", place)
+        return None
+    return Example(row["n"], (Response("yes", "positive"),), "test", place)
 
 
-@pytest.mark.parametrize("count", [1, 4, 10, 101])
-def test_every_row_once_an_epoch(count):
-    steps = plan(count, epochs=3)
+def encode(example: Example, ledger: Ledger, copies: int = 1):
+    for copy in range(copies):
+        text = example.prompt + "'" * copy
+        yield TokenizedRow((1,), (TokenizedResponse((2,), 1),), Example(text, (), "test", example.place))
+
+
+def channel(path, *, rank: int, world: int, lanes: int, buffer: int, ledger: Ledger, first: int = 0, **more) -> Channel:
+    copies = more.pop("copies", 1)
+    skips = more.pop("skips", False)
+    opened = sources.parts(path, "", lanes)
+    made = [
+        Lane(f"{more.get('seed', 0)}/{Path(path).name}/{n}", part, partial(parse, unusable=more.get("unusable", "")),
+             partial(encode, copies=copies), buffer, skips, ledger) if own else None
+        for n, (part, own) in enumerate(zip(opened, own_lanes(len(opened), first, rank, world), strict=True))
+    ]  # fmt: skip
+    return Channel(Path(path).stem, made)
+
+
+def feed(paths, rank=0, gather=None, *, world=1, steps=10, per_step=4, weights=None, lanes=4, buffer=5, **more):
+    ledger = Ledger()
+    channels = [
+        channel(path, rank=rank, world=world, lanes=lanes, buffer=buffer, ledger=ledger, first=n * lanes, **more)
+        for n, path in enumerate(paths)
+    ]
+    mixture = Mixture(fixed(weights or [1.0] * len(paths)), per_step)
+    return StreamFeed(channels, mixture, steps, ledger=ledger, gather=gather or ALONE.gather(0))
+
+
+def names(rows) -> list[str]:
+    return [row.example.prompt for row in rows]
+
+
+def course(stream: StreamFeed, first: int = 0) -> list[list[str]]:
+    return [names(stream.rows(step)) for step in range(first, len(stream))]
+
+
+def counts(told: dict) -> dict:
+    """A ledger without places: which are the first depends on who reads."""
+    return told | {"dropped": {reason: one["count"] for reason, one in told["dropped"].items()}}
+
+
+# What is read
+
+
+@pytest.mark.parametrize(("lanes", "buffer"), [(1, 1), (1, 7), (4, 1), (4, 5), (16, 100)])
+def test_every_row_once_an_epoch(tmp_path, lanes, buffer):
+    path = write(tmp_path, "a", 60)
+    stream = feed([path], steps=45, per_step=4, lanes=lanes, buffer=buffer)
+    rows = list(itertools.chain(*course(stream)))
     for epoch in range(3):
-        assert sorted(order(steps)[epoch * count : (epoch + 1) * count]) == list(range(count))
-    assert steps.epochs == 3.0
+        assert sorted(rows[epoch * 60 : epoch * 60 + 60]) == sorted(f"a{n}" for n in range(60))
+    assert stream.ledger.read == stream.ledger.used == 180
+    assert stream.epochs() == {"a": 3.0}
 
 
-def test_epochs_differ_and_are_shuffled():
-    rows = order(plan(50, epochs=3))
-    epochs = [tuple(rows[start : start + 50]) for start in (0, 50, 100)]
-    assert len({*epochs, tuple(range(50))}) == 4
+def test_rows_are_shuffled_otherwise_in_each_epoch_and_for_each_seed(tmp_path):
+    path = write(tmp_path, "a", 64)
+    rows = list(itertools.chain(*course(feed([path], steps=32, buffer=8))))
+    other = list(itertools.chain(*course(feed([path], steps=32, buffer=8, seed=1))))
+    in_order = [f"a{n}" for n in range(64)]
+    assert len({tuple(part) for part in (rows[:64], rows[64:], other[:64], in_order)}) == 4
+    again = list(itertools.chain(*course(feed([path], steps=32, buffer=8))))
+    assert rows == again
 
 
-def test_same_seed_same_plan():
-    assert order(plan(50, epochs=2.5, seed=7)) == order(plan(50, epochs=2.5, seed=7))
+def test_a_buffer_as_large_as_a_part_shuffles_it_wholly(tmp_path):
+    """Over 400 epochs every row of three is first about equally often."""
+    path = write(tmp_path, "a", 3)
+    rows = list(itertools.chain(*course(feed([path], steps=400, per_step=3, lanes=1, buffer=3))))
+    first = Counter(rows[::3])
+    assert all(100 < first[f"a{n}"] < 167 for n in range(3)), first
 
 
-def test_another_seed_another_plan():
-    """Also where one seed's second epoch might be the other's first."""
-    first, second = order(plan(50, epochs=2, seed=0)), order(plan(50, epochs=2, seed=1))
-    assert first[:50] != second[:50] and first[50:] != second[:50]
+def test_unusable_rows_are_passed_over_and_counted(tmp_path):
+    path = write(tmp_path, "a", 40)
+    stream = feed([path], steps=10, per_step=4, unusable="3", lanes=1, buffer=1)
+    rows = list(itertools.chain(*course(stream)))
+    assert rows == [f"a{n}" for n in range(40) if n % 10 != 3] + ["a0", "a1", "a2", "a4"]
+    assert stream.ledger.dropped == {"unusable": 5} and stream.ledger.read == 45
+    assert stream.ledger.places["unusable"] == [f"{path}:{n}" for n in (4, 14, 24, 34, 4)]
 
 
-def test_a_longer_run_begins_as_the_shorter():
-    assert order(plan(10, epochs=3))[:17] == order(plan(10, epochs=1.7))
+def test_a_source_without_a_usable_row_ends_the_run(tmp_path):
+    stream = feed([write(tmp_path, "a", 1)], unusable="0")
+    with pytest.raises(UserError, match="a: holds no usable row"):
+        stream.rows(0)
 
 
-def test_step_size_does_not_change_the_order():
-    assert order(plan(10, prompts_per_step=3)) == order(plan(10, prompts_per_step=10)) == order(plan(10))
+def test_sources_are_mixed_by_weight_and_have_epochs_of_their_own(tmp_path):
+    paths = [write(tmp_path, "a", 10), write(tmp_path, "b", 90)]
+    stream = feed(paths, weights=[1.0, 3.0], steps=30, per_step=4)
+    for rows in course(stream):
+        assert Counter(name[0] for name in rows) == {"a": 1, "b": 3}
+    assert stream.epochs() == {"a": 3.0, "b": 1.0}
 
 
-def test_steps_are_full_but_the_last():
-    steps = plan(10, epochs=1, prompts_per_step=4)
-    assert len(steps) == 3
-    assert [len(steps.rows(step)) for step in range(3)] == [4, 4, 2]
+# Ranks
 
 
-def test_a_step_runs_across_the_border_of_two_epochs():
-    steps = plan(10, epochs=2, prompts_per_step=4)
-    assert [len(steps.rows(step)) for step in range(len(steps))] == [4] * 5
-    whole = order(plan(10, epochs=2, prompts_per_step=1))
-    assert steps.rows(2) == whole[8:12]
+@pytest.mark.parametrize("world", [2, 3, 7])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_steps_do_not_depend_on_the_number_of_ranks(tmp_path, world, copies):
+    """Seven ranks and two sources of one and three parts: some ranks read nothing."""
+    paths = [write(tmp_path, "a", 2), write(tmp_path, "b", 50)]
+    options = {"steps": 30, "lanes": 3, "weights": [1.0, 4.0], "unusable": "7", "copies": copies}
+    expected = course(feed(paths, **options))
+
+    def rank_course(rank, gather):
+        stream = feed(paths, rank, gather, world=world, **options)
+        return course(stream), stream.everything(Ledger()).as_dict(), stream.ledger.read
+
+    results = World(world).run(rank_course)
+    alone = feed(paths, **options)
+    course(alone)
+    assert all(found == expected for found, _, _ in results)
+    whole = results[0][1]
+    assert (whole["rows_read"], whole["rows_used"]) == (alone.ledger.read, alone.ledger.used)
+    assert whole["dropped"]["unusable"]["count"] == alone.ledger.dropped["unusable"]
+    assert sum(read for _, _, read in results) == alone.ledger.read, "no row is read by two ranks"
 
 
-def test_behind_the_end_there_are_no_rows():
-    steps = plan(10)
-    assert steps.rows(len(steps)) == []
+def test_an_error_of_one_rank_reaches_all(tmp_path):
+    path = write(tmp_path, "a", 40)
+    seen = []
+
+    def rank_course(rank, gather):
+        stream = feed([path], rank, gather, world=3, steps=9, lanes=4)
+        lane = stream.channels[0].lanes[2]
+        if lane is not None:
+            lane.encode = lambda example, ledger: (_ for _ in ()).throw(UserError("my.jsonl:7", "is odd", "mend it"))
+        try:
+            course(stream)
+        except UserError as error:
+            seen.append((rank, str(error)))
+
+    World(3).run(rank_course)
+    assert sorted(seen) == [(rank, "my.jsonl:7: is odd; mend it") for rank in range(3)]
 
 
-def test_more_prompts_a_step_than_rows():
-    steps = plan(3, prompts_per_step=16)
-    assert len(steps) == 1 and sorted(steps.rows(0)) == [0, 1, 2]
+# Going on
 
 
-@pytest.mark.parametrize("max_steps", [1, 2, 7])
-def test_max_steps_are_full_steps_however_many_epochs_that_takes(max_steps):
-    steps = plan(10, max_steps=max_steps, epochs=1)
-    assert len(steps) == max_steps
-    assert [len(steps.rows(step)) for step in range(max_steps)] == [4] * max_steps
-    assert steps.epochs == pytest.approx(max_steps * 4 / 10)
+@pytest.mark.parametrize("stop", [0, 1, 4, 5, 13, 29])
+@pytest.mark.parametrize("before, after", [(1, 1), (1, 3), (3, 1), (2, 3)])
+@pytest.mark.parametrize("copies", [1, 3])
+def test_a_stream_goes_on_where_it_was(tmp_path, stop, before, after, copies):
+    paths = [write(tmp_path, "a", 9), write(tmp_path, "b", 50)]
+    options = {"steps": 30, "lanes": 4, "weights": [1.0, 4.0], "unusable": "7", "copies": copies}
+    alone = feed(paths, **options)
+    expected = course(alone)
+
+    def first(rank, gather):
+        stream = feed(paths, rank, gather, world=before, **options)
+        for step in range(stop):
+            stream.rows(step)
+        return json.dumps(stream.state())
+
+    state, *others = World(before).run(first)
+    assert all(other == state for other in others)
+
+    def second(rank, gather):
+        stream = feed(paths, rank, gather, world=after, **options)
+        stream.restore(json.loads(state), stop, rank == 0)
+        return course(stream, stop), stream.everything(Ledger()).as_dict()
+
+    for rows, whole in World(after).run(second):
+        assert rows == expected[stop:]
+        assert counts(whole) == counts(alone.ledger.as_dict())
+        if before == after == 1:
+            assert whole == alone.ledger.as_dict(), "the first places, too"
 
 
-def test_max_steps_takes_the_rows_in_the_same_order():
-    assert order(plan(10, max_steps=5)) == order(plan(10, epochs=2))
+@pytest.mark.parametrize("stop", [5, 6, 8, 9])
+def test_rows_read_ahead_are_not_lost(tmp_path, stop):
+    """Samples are drawn for five steps at once; the run is killed within them."""
+    path = write(tmp_path, "a", 50)
+    expected = course(feed([path], steps=20))
+    stream = feed([path], steps=20)
+    for step in range(stop):
+        if step % 5 == 0:
+            assert names(stream.between(step, step + 5)) == list(itertools.chain(*expected[step : step + 5]))
+        assert names(stream.rows(step)) == expected[step]
+    state = json.loads(json.dumps(stream.state()))
+    other = feed([path], steps=20)
+    other.restore(state, stop, True)
+    begin = stop // 5 * 5
+    assert names(other.between(begin, begin + 5)) == list(itertools.chain(*expected[stop : begin + 5]))
+    assert course(other, stop) == expected[stop:]
 
 
-@pytest.mark.parametrize("epochs, rows", [(0.5, 5), (1.5, 15), (0.25, 2), (2.0, 20), (0.1, 1)])
-def test_fractional_epochs(epochs, rows):
-    steps = plan(10, epochs=epochs)
-    assert len(order(steps)) == rows
-    assert max(Counter(order(steps)).values()) - min(Counter(order(steps)).values()) <= 1
-    assert steps.epochs == pytest.approx(rows / 10)
+def test_going_on_reads_no_row_twice(tmp_path, monkeypatch):
+    """Of 2000 rows 1500 are done; what is read again is what waits in the buffers, from the checkpoint."""
+    path = write(tmp_path, "a", 2000)
+    stream = feed([path], steps=500, lanes=2, buffer=20)
+    for step in range(375):
+        stream.rows(step)
+    state = json.loads(json.dumps(stream.state()))
+    other, count = feed([path], steps=500, lanes=2, buffer=20), Counter()
+    real = json.loads
+    monkeypatch.setattr("align.data.readers.json.loads", lambda text: count.update(["row"]) or real(text))
+    other.restore(state, 375, True)
+    assert not count
+    rest = list(itertools.chain(*course(other, 375)))
+    assert len(rest) == 500 and count["row"] < 500
 
 
-@pytest.mark.parametrize("epochs", [0.04, 1e-9])
-def test_there_is_a_step_however_small_the_epochs(epochs):
-    assert len(plan(10, epochs=epochs)) == 1 == len(order(plan(10, epochs=epochs)))
+# Damage
 
 
-# Weights
+def test_a_broken_archive_stops_or_is_left_where_it_breaks(tmp_path):
+    import gzip
 
-
-def test_a_row_of_weight_two_comes_twice_an_epoch():
-    rows = order(plan([2.0, 1.0, 3.0], epochs=2))
-    assert Counter(rows[:6]) == Counter(rows[6:]) == {0: 2, 1: 1, 2: 3}
-
-
-def test_half_the_rows_of_weight_a_half_come_in_an_epoch():
-    rows = Counter(order(plan([0.5] * 1000)))
-    assert sum(rows.values()) == 500
-    assert 450 <= len(rows) <= 500  # the epoch itself has 500 +- 16; what it lacks comes from the next
-
-
-def test_a_row_of_weight_a_half_comes_every_second_epoch_in_expectation():
-    rows = Counter(order(plan([0.5, 1.0, 1.5, 2.0], epochs=400)))
-    once = rows[1]
-    assert 390 <= once <= 410
-    assert rows[0] / once == pytest.approx(0.5, abs=0.1)  # 4 standard deviations of 400 tosses
-    assert rows[2] / once == pytest.approx(1.5, abs=0.1)
-    assert rows[3] / once == pytest.approx(2.0, abs=0.01)
-
-
-def test_the_share_of_a_fractional_weight_changes_with_epoch_and_seed():
-    weights = [0.5] * 40 + [1.0] * 20
-    drawn = [frozenset(order(plan(weights, epochs=0.5, seed=seed))) for seed in range(4)]
-    assert len(set(drawn)) == 4
-    chosen = {epoch: frozenset(order(plan(weights, epochs=2))[epoch * 20 : epoch * 20 + 20]) for epoch in (0, 2)}
-    assert chosen[0] != chosen[2]
-
-
-def test_epochs_count_rows_by_weight():
-    """An epoch of weights 2 and 0.5 is 2.5 rows: as many as come in expectation."""
-    steps = plan([2.0, 0.5], epochs=4, prompts_per_step=5)
-    assert len(steps) == 2 and len(order(steps)) == 10
-
-
-# Rows between two steps
-
-
-def test_rows_between_are_distinct_in_the_order_of_first_use():
-    steps = plan(6, epochs=3, prompts_per_step=4)
-    used = [row for step in (1, 2, 3) for row in steps.rows(step)]
-    assert len(used) == 12
-    assert steps.rows_between(1, 4) == sorted(set(used), key=used.index)
-
-
-def test_rows_between_of_one_step_of_none_and_beyond_the_end():
-    steps = plan(10)
-    assert steps.rows_between(0, 1) == steps.rows(0)
-    assert steps.rows_between(2, 2) == []
-    assert steps.rows_between(2, 99) == steps.rows(2)
-
-
-def test_rows_between_of_all_steps_are_all_rows():
-    steps = plan(10, epochs=2)
-    assert sorted(steps.rows_between(0, len(steps))) == list(range(10))
+    for n in range(2):
+        text = "".join(json.dumps({"n": f"{n}-{i}", "x": random.Random(i).random()}) + "\n" for i in range(400))
+        (tmp_path / f"{n}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    first = tmp_path / "0.jsonl.gz"
+    first.write_bytes(first.read_bytes()[:-2000])
+    with pytest.raises(UserError, match=r"0\.jsonl\.gz:\d+: cannot be read to its end"):
+        course(feed([f"{tmp_path}/*.gz"], steps=200, lanes=1))
+    stream = feed([f"{tmp_path}/*.gz"], steps=180, lanes=1, skips=True)
+    rows = Counter(itertools.chain(*course(stream)))
+    assert {f"1-{i}" for i in range(400)} <= rows.keys()
+    assert stream.ledger.dropped["file unreadable from here on"] == 1

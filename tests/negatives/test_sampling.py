@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from align.data.sources import Ledger
-from align.data.stream import StepPlan
+from align.data.ledger import Ledger
+from align.data.plan import PlannedFeed, StepPlan
 from align.data.tokenize import TokenizedRow, encode_prompt
 from align.negatives import sampling
 from align.negatives.sampling import Sampler, flaw, generate, is_degenerate
@@ -49,7 +49,7 @@ def sampler(some_rows, folder: Path, *, seed=0, max_length=512, steps=1, equal_c
     """One whose steps take all rows each."""
     plan = StepPlan([1.0] * len(some_rows), prompts_per_step=len(some_rows), epochs=1, max_steps=steps, seed=0)
     return Sampler(
-        some_rows, plan, TOKENIZER, Sampling(**options), seed=seed, max_length=max_length, folder=folder,
+        PlannedFeed(some_rows, plan), TOKENIZER, Sampling(**options), seed=seed, max_length=max_length, folder=folder,
         ledger=Ledger(), equal_calls=equal_calls,
     )  # fmt: skip
 
@@ -276,9 +276,9 @@ def test_k_follows_what_is_usable(tmp_path):
     keep(tmp_path, some_rows[2], " ", "bad ANSWER ", "Only this")
     made = sampler(some_rows, tmp_path, k=3)
     made.prepare(None, 0)
-    assert sample_texts(made.row(0)) == ["One answer", "Another answer", "A third"]
-    assert sample_texts(made.row(1)) == ["One answer", "Another"]
-    assert sample_texts(made.row(2)) == ["Only this"]
+    assert sample_texts(made.with_samples(made.feed.all[0])) == ["One answer", "Another answer", "A third"]
+    assert sample_texts(made.with_samples(made.feed.all[1])) == ["One answer", "Another"]
+    assert sample_texts(made.with_samples(made.feed.all[2])) == ["Only this"]
     assert made.ledger.dropped == {
         "sample dropped: duplicate": 1, "sample dropped: empty": 1, "sample dropped: equal to a negative": 1,
     }  # fmt: skip
@@ -290,7 +290,7 @@ def test_given_responses_stay_and_samples_end_their_turn(tmp_path):
     keep(tmp_path, some_rows[0], "One answer", "Another")
     made = sampler(some_rows, tmp_path, k=2)
     made.prepare(None, 0)
-    found = made.row(0)
+    found = made.with_samples(made.feed.all[0])
     assert found.responses[:1] == some_rows[0].responses and found.responses[0].role == NEGATIVE
     assert all(response.ids[-1] == END for response in found.responses[1:])
     assert found.prompt_ids == some_rows[0].prompt_ids and found.example is some_rows[0].example
@@ -304,8 +304,8 @@ def test_a_prompt_without_usable_samples_is_dropped_and_counted_once(tmp_path):
     made = sampler(some_rows, tmp_path, k=2, steps=3)
     for step in range(3):
         made.prepare(None, step)
-        assert made.row(0) is None and made.row(0) is None
-        assert made.row(1) is not None
+        assert made.with_samples(made.feed.all[0]) is None and made.with_samples(made.feed.all[0]) is None
+        assert made.with_samples(made.feed.all[1]) is not None
     assert made.ledger.dropped["prompt dropped: no usable sample"] == 1
     assert made.ledger.places["prompt dropped: no usable sample"] == ["rows.jsonl:1"]
 
@@ -316,7 +316,9 @@ def test_samples_are_cut_to_the_room_behind_the_prompt(tmp_path):
     room = 9
     made = sampler(some_rows, tmp_path, max_length=len(some_rows[0].prompt_ids) + room)
     made.prepare(None, 0)
-    assert [len(response.ids) for response in made.row(0).responses if response.role == SAMPLE] == [room]
+    assert [
+        len(response.ids) for response in made.with_samples(made.feed.all[0]).responses if response.role == SAMPLE
+    ] == [room]
 
 
 # The run folder.
@@ -327,12 +329,29 @@ def prompts_forwarded(monkeypatch) -> list[list[int]]:
     """The prompts (token ids) that reach the model, one entry a sample."""
     seen: list[list[int]] = []
 
-    def spied(model, tokenizer, prompts, *args):
-        seen.extend(prompts)
-        return generate(model, tokenizer, prompts, *args)
+    def spied(model, tokenizer, prompts, max_new_tokens, processors, k):
+        seen.extend(prompt for prompt in prompts for _ in range(k))
+        return generate(model, tokenizer, prompts, max_new_tokens, processors, k)
 
     monkeypatch.setattr(sampling, "generate", spied)
     return seen
+
+
+def test_a_prompt_is_read_once_for_all_its_answers(model, one_batch, monkeypatch, tmp_path):
+    """The same samples as of prompts that are read for each answer, from fewer tokens."""
+    counts = []
+
+    def count(module, args, more) -> None:
+        counts[-1] += (args[0] if args else more["input_ids"]).numel()
+
+    hook = model.register_forward_pre_hook(count, with_kwargs=True)
+    for name in ("once", "each"):
+        counts.append(0)
+        assert drawn(model, rows(), tmp_path / name, **SMALL) == one_batch
+        monkeypatch.setattr(sampling, "_read_once", lambda *args: {})
+    hook.remove()
+    tokens = sum(len(encode_prompt(TOKENIZER, row.example.prompt)) for row in rows())
+    assert counts[1] - counts[0] >= 2 * (tokens - len(rows()))
 
 
 def test_kept_samples_are_reused(model, one_batch, prompts_forwarded, tmp_path):
@@ -414,7 +433,7 @@ def test_a_round_draws_for_its_own_steps_only(model, tmp_path):
     some_rows = rows()
     plan = StepPlan([1.0] * 5, prompts_per_step=1, epochs=1, max_steps=None, seed=0)
     made = Sampler(
-        some_rows, plan, TOKENIZER, Sampling(every=2, **SMALL), seed=0, max_length=512, folder=tmp_path,
+        PlannedFeed(some_rows, plan), TOKENIZER, Sampling(every=2, **SMALL), seed=0, max_length=512, folder=tmp_path,
         ledger=Ledger(), equal_calls=False,
     )  # fmt: skip
     for step, steps in ((0, (0, 1)), (2, (2, 3)), (4, (4,))):
@@ -440,4 +459,8 @@ def test_the_instruction_is_for_sampling_only(instruction, model, prompts_forwar
     made.prepare(model, 0)
     assert prompts_forwarded == [encode_prompt(TOKENIZER, "Why?", instruction)] * 3
     assert ("Be kind to strangers." in TOKENIZER.decode(prompts_forwarded[0])) is bool(instruction)
-    assert made.row(0).prompt_ids == some_rows[0].prompt_ids == tuple(encode_prompt(TOKENIZER, "Why?"))
+    assert (
+        made.with_samples(made.feed.all[0]).prompt_ids
+        == some_rows[0].prompt_ids
+        == tuple(encode_prompt(TOKENIZER, "Why?"))
+    )

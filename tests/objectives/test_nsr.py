@@ -89,3 +89,17 @@ def test_the_ratio_is_not_taken_above_e_to_the_10():
     batch = with_behavior(tiny.batch([(NEGATIVE, [0.0])]))
     batch = dataclasses.replace(batch, behavior_logps=batch.logps.detach() - 50)
     assert_found(NSR()(batch).losses, batch, [math.exp(10)], [[0.0]])
+
+
+def test_the_entropy_bonus_is_taken_off_each_token():
+    """Their code: loss - 0.001 H at each token, with H's gradient."""
+    batch = with_behavior(uneven_responses())
+    entropies = torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    batch = dataclasses.replace(batch, extras={"entropy": entropies})
+    plain, objective = NSR()(batch), NSR(entropy_weight=0.25)
+    result = objective(batch)
+    torch.testing.assert_close(result.losses, plain.losses - 0.25 * entropies[batch.mask])
+    (slope,) = torch.autograd.grad(result.losses.sum(), entropies)
+    torch.testing.assert_close(slope, torch.where(batch.mask, -0.25, 0.0))
+    assert objective.extras == ("entropy",) and not NSR().extras
+    assert torch.equal(result.metrics["entropy"], entropies[batch.mask].detach())

@@ -149,10 +149,30 @@ def test_the_batch_tells_the_losses_apart(batch):
     assert upper.argsort().tolist() != lower.argsort().tolist()
 
 
+def summed_in_double(model) -> Callable:
+    """The model, with log-probs in float64: TRL subtracts sums of the reference from sums of the policy."""
+
+    def call(**inputs):
+        output = model(**inputs)
+        output.log_probs = output.log_probs.double()
+        return output
+
+    return call
+
+
+def is_alpha(case: Case) -> bool:
+    return case.theirs.get("f_divergence_type") == "alpha_divergence"  # of which TRL has no float64
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_loss_and_gradient_of_every_weight(name, policy, batch, trainer, inputs):
-    """As near as TRL's sums in fp32 allow: it subtracts those of the reference from them only then."""
-    ours, theirs = our_loss(CASES[name], batch), their_loss(trainer, trainer.model, inputs, CASES[name].theirs)
+def test_loss_and_gradient_of_every_weight(name, policy, batch, trainer, inputs, monkeypatch):
+    """Both sides sum log-probs of tokens that the models gave in float32."""
+    case, model = CASES[name], trainer.model
+    if not is_alpha(case):
+        batch = dataclasses.replace(batch, logps=batch.logps.double(), ref_logps=batch.ref_logps.double())
+        monkeypatch.setattr(trainer, "ref_model", summed_in_double(trainer.ref_model))
+        model = summed_in_double(model)
+    ours, theirs = our_loss(case, batch), their_loss(trainer, model, inputs, case.theirs)
     trl_oracle.assert_same(ours, policy, theirs, trainer.model, rel=3e-6, of_largest=True)
 
 
@@ -166,7 +186,7 @@ def told(values: torch.Tensor, **more: torch.Tensor) -> Callable:
 @pytest.mark.parametrize("name", CASES)
 def test_loss_and_gradient_on_the_same_tensors(name, trainer, monkeypatch):
     """5 pairs of up to 9 tokens, log-ratios of several nats."""
-    alpha = CASES[name].theirs.get("f_divergence_type") == "alpha_divergence"  # of which TRL has no float64
+    alpha = is_alpha(CASES[name])
     batch = some_pairs(torch.float32 if alpha else torch.float64)
     ours = our_loss(CASES[name], batch)
     ends = torch.cat([torch.zeros(len(batch.mask), 1, dtype=torch.long), batch.mask.long()], dim=1)

@@ -12,7 +12,7 @@ from torch import nn
 
 from align.data.collate import MicroBatch, collate
 from align.data.examples import parse_row
-from align.data.sources import Ledger
+from align.data.ledger import Ledger
 from align.data.tokenize import TokenizedRow, encode_row
 from align.objectives import Batch
 from align.reference import FROZEN, References, freeze

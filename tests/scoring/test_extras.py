@@ -17,7 +17,7 @@ from align.data.layout import PACKED
 from align.data.tokenize import TokenizedResponse, TokenizedRow
 from align.objectives import EXTRAS
 from align.scoring import head as lm_head
-from align.scoring.extras import SMALLEST_REST, _alternatives, extra
+from align.scoring.extras import SMALLEST_REST, _alternatives, entropy, extra, top_mass
 from align.scoring.logprobs import response_logps, response_scores
 from align.scoring.support import use_packed
 from tests import tiny
@@ -114,6 +114,27 @@ def recomputing(model: nn.Module) -> nn.Module:
     """With gradient checkpointing, as the trainer has it."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
+
+
+# entropy and top-k
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_entropy_and_its_gradient_are_those_of_all_logits(name, chunk, batch, rows):
+    model = recomputing(build(name))
+    expected = padded([-(z.softmax(-1) * z.log_softmax(-1)).sum(-1) for z in all_logits(model, rows)])
+    found = one(model, batch, "entropy")
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert (found[~batch.mask] == 0).all() and found[batch.mask].std() > 0.1
+    assert_same_gradients(gradients(found, model), gradients(expected, model))
+
+
+def test_entropy_and_top_mass_by_hand():
+    """p = (1/2, 1/4, 1/4): 3/2 log 2; the likeliest has 1/2, the two likeliest 3/4, all 1."""
+    logits = torch.tensor([[0.25, 0.5, 0.25], [1.0, 1e-30, 1e-30]]).log() + 50
+    assert entropy(logits).tolist() == pytest.approx([1.5 * math.log(2), 0.0], abs=1e-5)
+    for k, mass in ((1, 0.5), (2, 0.75), (3, 1.0)):
+        assert top_mass(logits, k).tolist() == pytest.approx([mass, 1.0], abs=1e-5)
 
 
 # concentration

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from align.data.collate import MicroBatch, collate
 from align.data.tokenize import TokenizedResponse, TokenizedRow
 from align.scoring import head as lm_head
-from align.scoring import products, tiles
+from align.scoring import products
 from align.scoring.head import causal_lm, kl_divergence
 from align.scoring.logprobs import hidden_states, response_logps
 from tests.scoring.families import (
@@ -53,8 +53,7 @@ def small_pieces(monkeypatch, positions: int) -> None:
     """Chunks and tiles of so many positions; the tiles' words do not divide the vocabulary, unless all are in one."""
     words = 40 if positions < 1000 else VOCABULARY
     monkeypatch.setattr(lm_head, "LOGITS_AT_ONCE", positions * VOCABULARY)
-    monkeypatch.setattr(products, "WORDS_AT_ONCE", words)
-    monkeypatch.setitem(tiles.LOGITS_AT_ONCE, "cpu", positions * words)
+    monkeypatch.setitem(products.TILE, "cpu", (positions, words))
 
 
 def assert_equals_naive(model: nn.Module, batch: MicroBatch, rows: list[TokenizedRow]) -> None:

@@ -231,7 +231,6 @@ def test_block_masks_reach_every_layer(name, batch, rows, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["llama", "llama, one key-value head", "gemma2, soft-capped", "lora on the head"])
 def test_flex_attention_on_a_gpu(name, rows):
     """Its compiled forward and backward; heads of 16, the smallest its kernels take."""

@@ -15,6 +15,7 @@ from align.scoring.attention import NAME
 from align.scoring.head import causal_lm
 from align.scoring.logprobs import response_logps
 from align.scoring.support import check_head, packed_differs, use_packed
+from tests import tiny
 from tests.scoring.families import (
     ADAPTERS,
     FAMILIES,
@@ -245,3 +246,10 @@ def test_small_vocabularies_can_be_probed():
     """The probe's tokens are of the vocabulary, however small."""
     model = plain("Llama", vocab_size=5)
     assert check_head(model) < 1e-5 and use_packed(model, LONGEST) is None
+
+
+def test_autocast_around_it_changes_nothing():
+    """A frozen reference is loaded when it is first asked, which is within a step in bf16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        assert use_packed(tiny.llama(), 512) is None
+        assert check_head(tiny.llama()) < 1e-5

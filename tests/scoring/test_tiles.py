@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from align.scoring import products, tiles
+from align.scoring import products
 from align.scoring.tiles import TargetLogps, Transform
 
 M, H, V = 29, 16, 103
@@ -26,8 +26,7 @@ TRAINING = [names for count in (1, 2, 3) for names in itertools.combinations(("h
 
 
 def tile(monkeypatch, positions: int, words: int) -> None:
-    monkeypatch.setattr(products, "WORDS_AT_ONCE", words)
-    monkeypatch.setitem(tiles.LOGITS_AT_ONCE, "cpu", positions * min(words, V))
+    monkeypatch.setitem(products.TILE, "cpu", (positions, words))
 
 
 @pytest.fixture(params=TILES, ids=str)
@@ -50,9 +49,9 @@ def case(spread: float = 1.0) -> dict[str, Tensor]:
     }
 
 
-def in_tiles(given: dict[str, Tensor], transform: Transform = PLAIN, fast: bool = False) -> Tensor:
+def in_tiles(given: dict[str, Tensor], transform: Transform = PLAIN, bf16: bool = False) -> Tensor:
     names = ("hidden", "weight", "bias", "targets")
-    return TargetLogps.apply(*(given.get(name) for name in names), transform, torch.is_grad_enabled(), fast)
+    return TargetLogps.apply(*(given.get(name) for name in names), transform, torch.is_grad_enabled(), bf16)
 
 
 def in_double(given: dict[str, Tensor], transform: Transform = PLAIN) -> Tensor:
@@ -119,8 +118,8 @@ def test_slope_is_the_derivative(transform):
     raw = torch.linspace(-4, 4, 9, dtype=torch.double).requires_grad_()
     logits = TRANSFORMS[transform](raw)
     (expected,) = torch.autograd.grad(logits.sum(), raw)
-    found = TRANSFORMS[transform].times_slope(torch.full_like(raw, 3.0), logits)
-    torch.testing.assert_close(found, 3 * expected, rtol=1e-10, atol=1e-10)
+    found = torch.as_tensor(TRANSFORMS[transform].slope(logits), dtype=raw.dtype).expand_as(raw)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("training", [("hidden",), ("hidden", "weight", "bias")], ids="+".join)
@@ -187,11 +186,11 @@ def test_all_in_bf16(shape):
     assert_same(found[1:], expected[1:], tolerance=1e-2)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("training", [("hidden",), ("hidden", "weight")], ids="+".join)
-def test_fast_products_are_nearly_the_same(training, shape):
-    """float32 split into parts of bf16, where the processor has them: closer than rounding to bf16 would be."""
-    given = case()
-    found = with_gradients(lambda leaves, transform: in_tiles(leaves, transform, fast=True), given, training, PLAIN)
+def test_products_of_bf16_are_nearly_the_same(training, shape):
+    given = {name: value.cuda() for name, value in case().items()}
+    found = with_gradients(lambda leaves, transform: in_tiles(leaves, transform, bf16=True), given, training, PLAIN)
     assert_same(found, with_gradients(in_double, double(given), training, PLAIN), tolerance=2e-2)
 
 

@@ -1,0 +1,66 @@
+"""Texts that are nearly the same as one of a smaller set: most of their runs of three words are shared.
+
+Exact, by prefix filtering (Chaudhuri et al., 2006; Bayardo et al., 2007): for two sets to be similar to t, one of the
+rarest (1 - t) of one's members must be in the other. Only these are looked up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter, defaultdict
+
+RUN = 3  # words of a run
+_WORD = re.compile(r"\w+")
+
+
+def runs(text: str) -> frozenset[int]:
+    """The runs of three words of a text, as 64-bit hashes; of a shorter text all of it is one."""
+    words = _WORD.findall(text.lower())
+    count = max(len(words) - RUN + 1, 1)
+    return frozenset(_hash(" ".join(words[start : start + RUN])) for start in range(count)) if words else frozenset()
+
+
+def similarity(one: frozenset[int], other: frozenset[int]) -> float:
+    """Jaccard similarity: shared runs over all runs."""
+    shared = len(one & other)
+    return shared / (len(one) + len(other) - shared) if shared else 0.0
+
+
+class NearDuplicates:
+    """Finds, for any text, the first of the added ones that it is similar to, to at least `threshold`."""
+
+    def __init__(self, threshold: float = 0.8):
+        self.threshold = threshold
+        self.sets: list[tuple[str, frozenset[int]]] = []  # (place, runs)
+        self._index: dict[int, list[int]] | None = None  # a rare run -> which sets have it
+
+    def add(self, place: str, text: str) -> None:
+        found = runs(text)
+        if found:
+            self.sets.append((place, found))
+            self._index = None
+
+    def match(self, text: str) -> str | None:
+        """The place of a similar text, or None."""
+        if self._index is None:
+            self._index = self._rarest()
+        found = runs(text)
+        candidates = dict.fromkeys(number for run in found for number in self._index.get(run, ()))
+        near = (number for number in candidates if similarity(found, self.sets[number][1]) >= self.threshold)
+        return next((self.sets[number][0] for number in near), None)
+
+    def _rarest(self) -> dict[int, list[int]]:
+        often = Counter(run for _, found in self.sets for run in found)
+        index: dict[int, list[int]] = defaultdict(list)
+        for number, (_, found) in enumerate(self.sets):
+            # sharing ceil(t n) of n members leaves n - ceil(t n) that need not be shared: one more must be
+            kept = len(found) - math.ceil(self.threshold * len(found)) + 1
+            for run in sorted(found, key=lambda run: (often[run], run))[:kept]:
+                index[run].append(number)
+        return index
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
