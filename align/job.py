@@ -42,6 +42,7 @@ from align.reference_setup import STORE_OFF, load_references
 from align.run import RunFolder, write_json, write_text
 from align.scoring import support
 from align.scoring.head import causal_lm
+from align.scoring.recompute import recompute
 from align.trainer import AlignTrainer
 from align.view import Scorer
 
@@ -150,8 +151,8 @@ def load_policy(recipe: Recipe, args: TrainingArguments) -> nn.Module:
     policy = models.load_model(recipe.model, dtype=torch.bfloat16 if frozen_base else torch.float32)
     if recipe.model.adapter is not None:
         policy = models.add_adapter(policy, recipe.model.adapter, recipe.train.seed)
-    if args.gradient_checkpointing:
-        policy.enable_input_require_grads()
+    if not recompute(policy, recipe.train.recompute):
+        say(f"train.recompute: none, since {shorten(recipe.model.path)} cannot compute its layers again")
     if not is_deepspeed_zero3_enabled():  # sharded weights cannot run before DeepSpeed has wrapped them
         policy.to(args.device)  # where kernels are that the model must get on with
         difference = support.check_head(policy)

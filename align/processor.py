@@ -5,8 +5,11 @@ Nothing here changes what is computed, beyond the order of float32 sums.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -43,13 +46,13 @@ def keep_memory() -> None:
 def multiply_through_onednn() -> bool:
     """Whether float32 products now go through oneDNN, with its AVX-512 kernels, in place of MKL.
 
-    On AMD processors MKL stays with AVX2, and is half as fast where AVX-512 is whole (Zen 5). torch gives float32
-    products to oneDNN if they may be less exact. Where the processor has nothing less exact to offer (no AMX),
-    oneDNN multiplies float32 as it is, which is tried before it is relied on.
+    On AMD processors MKL stays with AVX2, and is half as fast where AVX-512 is whole (Zen 5); on Intel's MKL is the
+    faster one. torch gives float32 products to oneDNN if they may be less exact. Where the processor has nothing less
+    exact to offer (no AMX), oneDNN multiplies float32 as it is, which is tried before it is relied on.
     """
     can = getattr(torch.cpu, "get_capabilities", dict)()
     products = getattr(torch.backends.mkldnn, "matmul", None)
-    if products is None or not can.get("avx512_f") or can.get("amx_bf16"):
+    if is_intel() or products is None or not can.get("avx512_f") or can.get("amx_bf16"):
         return False
     for name, value in _FEW_PRODUCTS.items():
         os.environ.setdefault(name, value)
@@ -58,6 +61,27 @@ def multiply_through_onednn() -> bool:
         products.fp32_precision = before
         return False
     return True
+
+
+@contextlib.contextmanager
+def small_products() -> Iterator[None]:
+    """For products of ever new small shapes, which oneDNN would have to prepare one by one: they go through MKL."""
+    products = getattr(torch.backends.mkldnn, "matmul", None)
+    before = getattr(products, "fp32_precision", None)
+    if before != "bf16":
+        yield
+        return
+    products.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
+
+
+def is_intel() -> bool:
+    """Whether the processor is one of Intel's."""
+    file = Path("/proc/cpuinfo")
+    return file.exists() and "GenuineIntel" in file.read_text(encoding="utf-8", errors="replace")
 
 
 def _products_are_float32() -> bool:

@@ -142,6 +142,11 @@ class Train:
     precision: str = option(
         "auto", choices=("auto", "fp32", "bf16"), doc="Arithmetic; auto: bf16 where the hardware is fast at it."
     )
+    recompute: str = option(
+        "cheap",
+        choices=("none", "cheap", "all"),
+        doc="What the backward pass computes again to save memory: what costs little, or whole layers.",
+    )
     hf: dict = option(dict, doc="Any other field of transformers.TrainingArguments.")
 
 

@@ -30,6 +30,8 @@ OWNED_BY_RECIPE = {
     "per_device_train_batch_size": "train.tokens_per_device", "gradient_accumulation_steps": "train.tokens_per_device",
     "auto_find_batch_size": "train.tokens_per_device", "eval_steps": "eval.every", "eval_strategy": "eval.every",
     "resume_from_checkpoint": "train.resume", "run_name": "name", "label_smoothing_factor": "objective.label_smoothing",
+    "gradient_checkpointing": "train.recompute", "gradient_checkpointing_kwargs": "train.recompute",
+    "activation_checkpointing": "train.recompute", "activation_checkpointing_kwargs": "train.recompute",
     "deepspeed": "accelerate launch --use_deepspeed --deepspeed_config_file",
 }  # fmt: skip
 

@@ -141,7 +141,7 @@ def test_full_fine_tune_on_two_ranks_equals_one(command, recipe, full_fine_tune,
 
 
 def test_checkpointed_activations_do_not_matter(recipe, one_process, tmp_path):
-    run = trained(recipe, tmp_path / "run", TRAIN, "train.hf.gradient_checkpointing=true")
+    run = trained(recipe, tmp_path / "run", TRAIN, "train.recompute=all")
     assert_same_course(run, one_process)
 
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from align.data.layout import Tokens
+from align.scoring.segments import tree_attention
 
 NAME = "shared_prefix"
 
@@ -36,12 +36,12 @@ def attention(
         unknown = [name for name in ("s_aux", "position_bias") if options.get(name) is not None]
         if unknown:
             raise NotImplementedError(f"attention with {' and '.join(unknown)}")
-        segments, dropout = attention_mask[0, 0].tolist(), options.get("dropout", 0.0)
-        return _over_segments(query, key, value, segments, scaling, softcap, dropout).transpose(1, 2), None
+        dropout = options.get("dropout", 0.0)
+        return _over_segments(query, key, value, attention_mask[0, 0], scaling, softcap, dropout), None
     if softcap is None:
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **options)
     seen = causal(query.shape[2], key.shape[2], query.device) if attention_mask is None else attention_mask
-    return _soft_capped(query, key, value, seen, scaling, softcap, options.get("dropout", 0.0)).transpose(1, 2), None
+    return _explicit(query, key, value, seen, scaling, softcap, options.get("dropout", 0.0)).transpose(1, 2), None
 
 
 AttentionInterface.register(NAME, attention)
@@ -49,39 +49,25 @@ AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 def _over_segments(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    segments: list[list[int]],
-    scaling: float,
-    softcap: float | None,
-    dropout: float,
+    query: Tensor, key: Tensor, value: Tensor, segments: Tensor, scaling: float, softcap: float | None, dropout: float
 ) -> Tensor:
-    """(1, A, S, D): segment by segment, since no other fused kernel with a backward pass exists on CPU.
-
-    The split is one operation with one gradient: slices would each get a gradient as long as the whole.
-    """
-    lengths = [end - start for start, end, _, _ in segments]
+    """(1, S, A, D): segment by segment, since no fused kernel with a backward pass takes trees on a CPU."""
+    if softcap is None and not dropout:
+        return tree_attention(query[0], key[0], value[0], segments.flatten().tolist(), scaling)[None]
+    spans = segments.tolist()
+    lengths = [end - start for start, end, _, _ in spans]
+    # The split is one operation with one gradient: slices would each get a gradient as long as the whole.
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     prompts: dict[int, tuple[Tensor, Tensor]] = {}  # where a prompt starts -> its keys and values
     outputs = []
-    for (start, _, prefix, prefix_end), (q, k, v) in zip(segments, parts, strict=True):
+    for (start, _, prefix, prefix_end), (q, k, v) in zip(spans, parts, strict=True):
         if prefix == prefix_end:
             prompts[start] = k, v
         else:
             k, v = (torch.cat(pair, 2) for pair in zip(prompts[prefix], (k, v), strict=True))
-        is_prompt = prefix == prefix_end
-        seen = None if is_prompt and softcap is None else causal(q.shape[2], k.shape[2], q.device)
-        if softcap is None:
-            grouped = q.shape[1] != k.shape[1]
-            outputs.append(
-                scaled_dot_product_attention(
-                    q, k, v, seen, dropout_p=dropout, is_causal=is_prompt, scale=scaling, enable_gqa=grouped
-                )
-            )
-        else:
-            outputs.append(_soft_capped(q, k, v, seen, scaling, softcap, dropout))
-    return torch.cat(outputs, 2)
+        seen = causal(q.shape[2], k.shape[2], q.device)
+        outputs.append(_explicit(q, k, v, seen, scaling, softcap, dropout))
+    return torch.cat(outputs, 2).transpose(1, 2)
 
 
 def causal(queries: int, keys: int, device: torch.device) -> Tensor:
@@ -89,11 +75,14 @@ def causal(queries: int, keys: int, device: torch.device) -> Tensor:
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
-def _soft_capped(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scaling: float, cap: float, dropout: float) -> Tensor:
-    """(1, A, Q, D) attention whose scores are bounded by +-cap (Gemma 2), which no fused kernel on CPU knows."""
+def _explicit(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scaling: float, softcap: float | None, dropout: float
+) -> Tensor:
+    """(1, A, Q, D) attention as it is defined. `softcap` bounds its scores (Gemma 2)."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = torch.tanh(q @ k.transpose(2, 3) * (scaling / cap)) * cap
+    scores = q @ k.transpose(2, 3) * scaling
+    scores = torch.tanh(scores / softcap) * softcap if softcap else scores
     lowest = torch.finfo(scores.dtype).min  # not -inf: padding on the left sees nothing, and must not become nan
     weights = scores.masked_fill(~seen, lowest).softmax(-1, dtype=torch.float32).to(q.dtype)
     return nn.functional.dropout(weights, dropout) @ v

@@ -12,6 +12,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from align.data.collate import collate
 from align.data.layout import PACKED, packed
 from align.data.tokenize import TokenizedResponse, TokenizedRow
+from align.scoring import segments as segments_module
 from align.scoring.attention import attention, block_mask, inputs
 from align.scoring.head import causal_lm
 from tests.scoring.families import build, eager, ready, some_rows
@@ -181,3 +182,46 @@ def assert_writes_the_same(model: nn.Module, ours: nn.Module) -> None:
         torch.testing.assert_close(
             ours(input_ids=prompts[1:2]).logits, model(input_ids=prompts[1:2]).logits, rtol=1e-5, atol=1e-5
         )
+
+
+# the operation on a CPU
+
+
+def by_loop(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, scaling: float) -> Tensor:
+    """(S, A, D) attention as it is defined, over (A, S, D) queries and (K, S, D) keys and values."""
+    groups = len(query) // len(key)
+    key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
+    scores = (query @ key.transpose(1, 2) * scaling).masked_fill(~seen_by_loop(segments, query.shape[1]), -torch.inf)
+    return (scores.softmax(-1) @ value).transpose(0, 1)
+
+
+@pytest.mark.parametrize("queries", [256, 16, 1])  # of a block
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_tree_attention_and_its_gradients(seed, kv_heads, queries, monkeypatch):
+    monkeypatch.setattr(segments_module, "QUERIES", queries)
+    segments, tokens = random_segments(seed)
+    generator = torch.Generator().manual_seed(seed)
+    given = [
+        torch.randn(heads, tokens, 8, generator=generator, requires_grad=True) for heads in (4, kv_heads, kv_heads)
+    ]
+    exact = [one.detach().double().requires_grad_() for one in given]
+    slopes = torch.randn(tokens, 4, 8, generator=generator)
+    found = segments_module.tree_attention(*given, segments.flatten().tolist(), 0.3)
+    expected = by_loop(*exact, segments, 0.3)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)
+    found.backward(slopes)
+    expected.backward(slopes.double())
+    for one, other in zip(given, exact, strict=True):
+        torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_tree_attention_is_a_sound_operation():
+    segments, tokens = random_segments(0)
+    given = [torch.randn(heads, tokens, 8, requires_grad=True) for heads in (4, 2, 2)]
+    flat = segments.flatten().tolist()
+    torch.library.opcheck(
+        torch.ops.align.tree_attention.default,
+        (*given, flat, 0.3),
+        test_utils=("test_schema", "test_autograd_registration"),
+    )
