@@ -28,8 +28,10 @@ def threads():
     torch.set_num_threads(before)
 
 
-def capable(monkeypatch, **able: bool) -> None:
+def capable(monkeypatch, *, intel: bool = False, **able: bool) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    for user in (processor, precision):
+        monkeypatch.setattr(user, "is_intel", lambda: intel)
 
 
 @pytest.mark.parametrize("able", [{}, {"avx2": True}, {"avx512_f": True, "amx_bf16": True}])
@@ -39,6 +41,24 @@ def test_products_stay_where_they_are_without_avx512_or_with_amx(able, products,
     before = products.fp32_precision
     assert processor.multiply_through_onednn() is False
     assert products.fp32_precision == before
+
+
+def test_products_stay_with_mkl_on_intel(products, monkeypatch):
+    capable(monkeypatch, intel=True, avx512_f=True)
+    before = products.fp32_precision
+    assert processor.multiply_through_onednn() is False
+    assert products.fp32_precision == before
+
+
+def test_small_products_go_through_mkl_and_leave_the_setting(products):
+    products.fp32_precision = "bf16"
+    with pytest.raises(ZeroDivisionError), processor.small_products():
+        assert products.fp32_precision == "ieee"
+        raise ZeroDivisionError
+    assert products.fp32_precision == "bf16"
+    products.fp32_precision = "tf32"  # the user's own choice
+    with processor.small_products():
+        assert products.fp32_precision == "tf32"
 
 
 def test_products_that_are_rounded_are_refused(products, monkeypatch):
@@ -51,9 +71,11 @@ def test_products_that_are_rounded_are_refused(products, monkeypatch):
     assert products.fp32_precision == before
 
 
+@pytest.mark.parametrize("intel", [True, False])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 33, 5), (300, 576, 1536), (64, 2048, 576)])
-def test_products_are_exact_to_float32(shape, products):
+def test_products_are_exact_to_float32(shape, intel, products, monkeypatch):
     """Here, whatever the processor: the same error as torch's own products, forward and backward."""
+    monkeypatch.setattr(processor, "is_intel", lambda: intel)
     rows, inner, columns = shape
     generator = torch.Generator().manual_seed(1)
     a = torch.randn(rows, inner, generator=generator, requires_grad=True)
@@ -116,6 +138,10 @@ def test_precision_is_chosen_by_the_machine(monkeypatch):
     for name in ("avx512_bf16", "amx_bf16", "bf16"):
         capable(monkeypatch, avx2=True, **{name: True})
         assert precision.choose("auto") == ("bf16", "auto: this processor is fast at it")
+    capable(monkeypatch, intel=True, avx512_bf16=True)  # which is half as fast there
+    assert precision.choose("auto") == ("fp32", "auto: no bf16 processor")
+    capable(monkeypatch, intel=True, avx512_bf16=True, amx_bf16=True)
+    assert precision.choose("auto").name == "bf16"
     for wanted in ("fp32", "bf16"):
         assert precision.choose(wanted) == (wanted, "as the recipe says")
 
