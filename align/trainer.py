@@ -24,8 +24,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer
 
 from align.data.collate import MicroBatch
-from align.data.steps import Steps, StepShare
-from align.data.stream import StreamFeed
+from align.data.steps import Feed, Steps, StepShare
 from align.errors import UserError, shorten
 from align.guard import Drift, StartCheck
 from align.objectives import Batch, Objective, WholeStep, count_units, join_step, unit_weights
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from align.recipe import Retain
 
 
-MEMORY, MEANS, STREAMS = "objective.json", "running_means.safetensors", "streams.json"  # files of a checkpoint
+MEMORY, MEANS, FEEDS = "objective.json", "running_means.safetensors", "rows.json"  # files of a checkpoint
 
 
 class _FromStep(Sampler):
@@ -93,32 +92,32 @@ class AlignTrainer(Trainer):
 
     def keep(self, folder: Path) -> None:
         """Writes to a checkpoint what goes on from step to step beside weights and optimiser. All ranks must call."""
-        streams = {name: feed.state() for name, feed in self._streams().items()}
+        states = {name: feed.state() for name, feed in self._feeds().items()}
         if not self.is_world_process_zero():
             return
-        if streams:
-            write_text(folder / STREAMS, json.dumps(streams))
+        write_text(folder / FEEDS, json.dumps(states))
         write_json(folder / MEMORY, self.memory)
         if self.scorer.means is not None:
             self.scorer.means.save(folder / MEANS)
 
     def restore(self, folder: Path) -> None:
-        """Reads what `keep` wrote. Raises UserError if rows were in memory then and are now streamed, or not."""
+        """Reads what `keep` wrote. Raises UserError if the rows are not those of the run that wrote it."""
         step = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-        file, feeds = folder / STREAMS, self._streams()
-        if file.exists() != bool(feeds):
-            what = f"{folder} was written by a run that {'streams' if file.exists() else 'does not stream'} its rows"
-            raise UserError("data.streaming", what, "resume with the same setting")
-        for name, state in json.loads(file.read_text(encoding="utf-8")).items() if feeds else ():
-            feeds[name].restore(state, step, self.is_world_process_zero())
+        states = json.loads((folder / FEEDS).read_text(encoding="utf-8"))
+        feeds = self._feeds()
+        if states.keys() != feeds.keys():
+            what = f"{folder} was written by a run {'with' if 'retain' in states else 'without'} a retain term"
+            raise UserError("retain.sources", what, "resume with the same recipe")
+        for name, feed in feeds.items():
+            feed.restore(states[name], step, self.is_world_process_zero())
         self.memory = json.loads((folder / MEMORY).read_text(encoding="utf-8"))
         if self.scorer.means is not None:
             self.scorer.means.load(folder / MEANS)
 
-    def _streams(self) -> dict[str, StreamFeed]:
-        """The rows that are read as the run goes on."""
+    def _feeds(self) -> dict[str, Feed]:
+        """Where the rows of each step come from."""
         named = {"train": self.train_dataset.feed, "retain": self.train_dataset.retain}
-        return {name: feed for name, feed in named.items() if isinstance(feed, StreamFeed)}
+        return {name: feed for name, feed in named.items() if feed is not None}
 
     def get_train_dataloader(self) -> DataLoader:
         """Not prepared by accelerate: `Steps` has dealt the rows to ranks already."""

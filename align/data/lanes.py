@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 
 from align.data.examples import Example, RowError
 from align.data.ledger import Ledger
-from align.data.readers import LinePlace, Reader
+from align.data.readers import Place, Reader
 from align.data.tokenize import TokenizedRow
 from align.errors import UserError
-
-MOST_BUFFERED = 2**25  # characters of the rows that wait in a lane
 
 Open = Callable[[list | None], Reader]  # a part of a source, from a position on
 Parse = Callable[[object, object, Ledger], Example | None]  # (place, row); None: counted in the ledger
@@ -23,7 +21,7 @@ Encode = Callable[[Example, Ledger], Iterator[TokenizedRow]]
 class Raw:
     """A row as it was read."""
 
-    place: str | LinePlace
+    place: Place
     row: object
     size: int  # characters, about
 
@@ -37,6 +35,7 @@ class Lane:
     parse: Parse
     encode: Encode
     buffer_size: int  # rows
+    most_buffered: int  # their characters, about
     skips_damage: bool  # a file that cannot be read further is left where it breaks, and counted
     ledger: Ledger
     epoch: int = 0
@@ -92,7 +91,7 @@ class Lane:
 
     def _from_buffer(self) -> Raw | None:
         held = sum(raw.size for raw in self.buffer)
-        while len(self.buffer) < self.buffer_size and held < MOST_BUFFERED and (raw := self._next()) is not None:
+        while len(self.buffer) < self.buffer_size and held < self.most_buffered and (raw := self._next()) is not None:
             self.buffer.append(raw)
             held += raw.size
         if not self.buffer:
@@ -124,10 +123,9 @@ class Lane:
 
 
 def _packed(raw: Raw) -> list:
-    place = raw.place if isinstance(raw.place, str) else [raw.place.file, raw.place.begin, raw.place.number]
-    return [place, raw.row, raw.size]
+    return [list(raw.place), raw.row, raw.size]
 
 
 def _unpacked(values: list) -> Raw:
     place, row, size = values
-    return Raw(place if isinstance(place, str) else LinePlace(*place), row, size)
+    return Raw(Place(*place), row, size)

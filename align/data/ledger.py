@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from align.data.readers import Place
+
 SHOWN = 10  # how many places of a kind are named
+
+Where = tuple[object, str]  # a place, and what more there is to say
 
 
 @dataclass
@@ -15,36 +19,62 @@ class Ledger:
     read: int = 0
     used: int = 0
     dropped: Counter = field(default_factory=Counter)  # reason -> rows or responses
-    places: dict[str, list[str]] = field(default_factory=dict)  # reason -> first places
+    first: dict[str, list[Where]] = field(default_factory=dict)  # reason -> its first places, see `_order`
 
-    def drop(self, reason: str, place: object) -> None:
-        """Counts one more; `place` is only written out if it is among the first."""
+    def drop(self, reason: str, place: object, why: str = "") -> None:
+        """Counts one more. Its place is only written out when it is asked for: that may take reading a file."""
         self.dropped[reason] += 1
-        self.places.setdefault(reason, [])
-        if len(self.places[reason]) < SHOWN:
-            self.places[reason].append(str(place))
+        self._keep(reason, [(place, why)])
 
     def merge(self, other: Ledger, prefix: str = "") -> None:
         """Takes over what `other` dropped, its reasons behind `prefix`; the rows it read are not counted as ours."""
         for reason, count in other.dropped.items():
             self.dropped[prefix + reason] += count
-            places = self.places.setdefault(prefix + reason, [])
-            places += other.places[reason][: SHOWN - len(places)]
+            self._keep(prefix + reason, other.first[reason])
+
+    def _keep(self, reason: str, more: list[Where]) -> None:
+        places = self.first.setdefault(reason, [])
+        if len(places) == SHOWN and all(_order(places[-1]) <= _order(one) for one in more):
+            return
+        places += more
+        places.sort(key=_order)
+        del places[SHOWN:]
+
+    @property
+    def places(self) -> dict[str, list[str]]:
+        """reason -> its first places, in words."""
+        return {reason: [f"{at}: {why}" if why else str(at) for at, why in one] for reason, one in self.first.items()}
 
     def as_dict(self) -> dict:
-        reasons = {
-            key: {"count": count, "first": list(self.places[key])} for key, count in sorted(self.dropped.items())
-        }
+        places = self.places
+        reasons = {reason: {"count": count, "first": places[reason]} for reason, count in sorted(self.dropped.items())}
         return {"rows_read": self.read, "rows_used": self.used, "dropped": reasons}
 
-    def take_over(self, other: Ledger) -> None:
-        """Becomes a copy of `other`."""
-        self.read, self.used, self.dropped, self.places = other.read, other.used, other.dropped, other.places
+    def state(self) -> list:
+        """What `restored` needs, in JSON's types."""
+        first = {
+            reason: [[list(at) if isinstance(at, Place) else str(at), why] for at, why in where]
+            for reason, where in self.first.items()
+        }
+        return [self.read, self.used, dict(self.dropped), first]
 
-    @classmethod
-    def from_dict(cls, data: dict) -> Ledger:
-        """The ledger that `as_dict` wrote."""
-        dropped = data["dropped"]
-        counts = Counter({reason: one["count"] for reason, one in dropped.items()})
-        places = {reason: list(one["first"]) for reason, one in dropped.items()}
-        return cls(data["rows_read"], data["rows_used"], counts, places)
+    def restore(self, state: list) -> None:
+        """Becomes the ledger that gave the state."""
+        self.read, self.used, self.dropped = state[0], state[1], Counter(state[2])
+        self.first = {
+            reason: [(Place(*at) if isinstance(at, list) else at, why) for at, why in where]
+            for reason, where in state[3].items()
+        }
+
+
+def total(ledgers: list[Ledger]) -> Ledger:
+    """One ledger of what several ranks have counted."""
+    everything = Ledger(sum(one.read for one in ledgers), sum(one.used for one in ledgers))
+    for one in ledgers:
+        everything.merge(one)
+    return everything
+
+
+def _order(where: Where) -> tuple:
+    """As rows stand in files, so that the first ones are the same whoever reads; other places as they come."""
+    return tuple(where[0]) if isinstance(where[0], Place) else ()

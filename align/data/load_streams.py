@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 LOOKED_AT = 512  # rows of each source
 LARGE = 2**28  # bytes of local files; from here on `auto` streams
 LARGE_HUB = 200_000  # rows of a hub data set
+MOST_BUFFERED = 2**26  # characters of the rows of a source that wait in its shuffle buffers
 _HELD_OUT = 512  # most rows of a source to measure on
 
 
@@ -51,7 +52,7 @@ def is_streamed(recipe: Recipe) -> bool:
     if recipe.data.streaming != "auto":
         return recipe.data.streaming == "always"
     named = [*recipe.data.sources, *recipe.retain.sources]
-    if sum(sources.stored_bytes(source.path) for source in named) >= LARGE:
+    if sum(sum(sources.sizes(source.path).values()) for source in named) >= LARGE:
         return True
     hub = (one for one in named if not one.path.startswith(sources.BUILTIN) and not sources.is_local(one.path))
     return any((sources.size(source.path, source.split) or 0) >= LARGE_HUB for source in hub)
@@ -154,11 +155,12 @@ class Streams:
         lanes = [
             Lane(
                 f"{self.recipe.train.seed}/{title}/{index}", part, parse, encode,
-                math.ceil(self.recipe.data.shuffle_buffer / len(parts)), self.recipe.data.on_bad_rows == "skip", ledger,
+                math.ceil(self.recipe.data.shuffle_buffer / len(parts)), MOST_BUFFERED // len(parts),
+                self.recipe.data.on_bad_rows == "skip", ledger,
             ) if is_own else None
             for index, (part, is_own) in enumerate(zip(parts, own, strict=True))
         ]  # fmt: skip
-        return Channel(title, lanes, size)
+        return Channel(title, lanes, size, sources.sizes(source.path))
 
     def _parse(self, source: Source, place, row, ledger: Ledger, holds_out: bool = True) -> Example | None:
         try:

@@ -6,6 +6,8 @@ to be saved or re-read for that.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -13,7 +15,9 @@ import torch
 
 from align.data.ledger import Ledger
 from align.data.mixture import Mixture
+from align.data.stream import SAME_SETTING
 from align.data.tokenize import TokenizedRow
+from align.errors import UserError
 
 
 class StepPlan:
@@ -108,6 +112,27 @@ class PlannedFeed:
     def between(self, first: int, last: int) -> list[TokenizedRow]:
         """Distinct rows of the steps first..last-1, in the order of their first use."""
         return [self.all[index] for index in self.plan.rows_between(first, last)]
+
+    def state(self) -> dict:
+        """What `restore` compares: the same on all ranks."""
+        return {"rows": self._digest}
+
+    def restore(self, state: dict, step: int, is_first_rank: bool) -> None:
+        """Nothing goes on from step to step; raises UserError if the rows are not those that gave the `state`."""
+        if "rows" not in state:
+            raise UserError("data.streaming", "the checkpoint's run streamed its rows", SAME_SETTING)
+        if state["rows"] != self._digest:
+            what = "the rows are not those that the checkpoint's run learned from"
+            raise UserError("data.sources", what, "put them back, or begin anew with train.resume=false")
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        """Of all that is learned from, in its order."""
+        digest = hashlib.sha256()
+        for row in self.all:
+            said = [(one.ids, one.role, one.weight, one.reward, one.step_labels) for one in row.responses]
+            digest.update(repr((row.prompt_ids, said)).encode())
+        return digest.hexdigest()
 
     def rest(self) -> list[TokenizedRow]:
         """Rows that no step reaches."""

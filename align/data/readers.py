@@ -6,14 +6,14 @@ bytes, so that a single file serves any number of processes; compressed files an
 
 from __future__ import annotations
 
-import functools
 import gzip
 import itertools
 import json
+import math
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -21,8 +21,8 @@ from align.data.examples import RowError
 from align.errors import UserError, shorten
 
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-TABLES = {".csv": "csv", ".parquet": "parquet", ".json": "json"}
 _BLOCK = 2**24  # bytes read at once where lines are only counted
+_SAMPLED = 8  # files that are looked into for the number of rows
 
 
 class Reader(Protocol):
@@ -34,27 +34,37 @@ class Reader(Protocol):
         """(place, row); a line that is no JSON comes as a RowError. Places are written out by `str`."""
 
 
-@dataclass(frozen=True)
-class LinePlace:
-    """Where a line of a file stands. Its number is worked out when it is written out, behind a cut by bytes."""
+class Place(NamedTuple):
+    """Where a row stands; the places of a file sort as its rows do.
+
+    Behind a cut by bytes the number of a line is worked out when it is written out, since that takes reading all that
+    stands before.
+    """
 
     file: str
-    begin: int  # the byte at which the part begins
-    number: int  # of the line in the part, from 1
+    begin: int  # the byte at which the part begins; 0: the file is read from its beginning
+    number: int  # of the line (in a table: of the row) in the part, from 1
+    unit: str = ""  # what is counted, if not lines
 
     def __str__(self) -> str:
-        return f"{self.file}:{_lines_before(self.file, self.begin) + self.number}"
+        return f"{self.file}:{self.unit}{_lines_before(self.file, self.begin) + self.number}"
 
 
-@functools.lru_cache(maxsize=256)
+_COUNTED: dict[str, list[tuple[int, int]]] = {}  # file -> (byte, line breaks before it), as far as they are known
+
+
 def _lines_before(file: str, begin: int) -> int:
     """How many lines of a file begin before the first that begins at byte `begin` or behind it."""
     if not begin:
         return 0
-    count, left = 0, begin - 1  # a line break just before `begin` ends a line that began before it
+    end = begin - 1  # a line break just before `begin` ends a line that began before it
+    known = _COUNTED.setdefault(file, [(0, 0)])
+    at, count = max(one for one in known if one[0] <= end)
     with open(file, "rb") as data:
-        while left > 0 and (block := data.read(min(_BLOCK, left))):
-            count, left = count + block.count(b"\n"), left - len(block)
+        data.seek(at)
+        while at < end and (block := data.read(min(_BLOCK, end - at))):
+            count, at = count + block.count(b"\n"), at + len(block)
+    known.append((at, count))
     return count + 1
 
 
@@ -94,9 +104,8 @@ class Lines:
         """Goes on with the next piece, as behind one that cannot be read further."""
         self.position = [self.position[0] + 1, 0, 0]
 
-    def _place(self, piece: Piece) -> str | LinePlace:
-        number = self.position[2]
-        return LinePlace(piece.file, piece.begin, number) if piece.begin else f"{piece.file}:{number}"
+    def _place(self, piece: Piece) -> Place:
+        return Place(piece.file, piece.begin, self.position[2])
 
     def _plain(self, data, piece: Piece) -> Iterator[bytes]:
         start = max(self.position[1], piece.begin)
@@ -106,6 +115,9 @@ class Lines:
         data.seek(start)
         while piece.end is None or start < piece.end:
             line = data.readline()
+            if not line and piece.end is not None:
+                what = f"ends at byte {os.fstat(data.fileno()).st_size:,}; {piece.end:,} were there when it was opened"
+                raise UserError(piece.file, what, "put the whole file back")
             if not line:
                 return
             start += len(line)
@@ -120,32 +132,6 @@ class Lines:
             yield line
 
 
-class Table:
-    """Rows that the `datasets` library streams: CSV, Parquet, JSON and hub data sets."""
-
-    def __init__(self, path: str, dataset, position: list | None = None, name: str = ""):
-        self.path, self.dataset, self.name = path, dataset, name
-        self.number = 0
-        if position:
-            self.number, state = position
-            self.dataset.load_state_dict(state)
-
-    @property
-    def position(self) -> list:
-        return [self.number, self.dataset.state_dict()]
-
-    def rows(self) -> Iterator[tuple[object, object]]:
-        try:
-            for row in self.dataset:
-                self.number += 1
-                yield f"{self.path}:{self.name}row {self.number}", row
-        except Exception as error:  # the library raises anything from OSError to its own classes
-            raise table_error(self.path, error) from None
-
-    def next_piece(self) -> None:
-        """There is no other."""
-
-
 class Listed:
     """Rows that are in memory. `position` is [rows read]."""
 
@@ -158,62 +144,41 @@ class Listed:
             yield self.found[self.position[0] - 1]
 
 
-def table_error(path: str, error: Exception) -> UserError:
-    fix = "check the file" if Path(path).suffix in TABLES else "check the name, the split and the network"
-    return UserError(path, f"cannot be read: {type(error).__name__}: {shorten(error, 120)}", fix)
+def rows_in(files: Sequence[Path]) -> float:
+    """How many rows files of lines have, about: by the bytes of the first rows of some of them."""
+    sample = files[:: max(1, math.ceil(len(files) / _SAMPLED))]
+    rows = looked_at = 0
+    for file in sample:
+        count, size = _first_rows(file)
+        rows, looked_at = rows + count, looked_at + size
+    return rows * (sum(file.stat().st_size for file in files) / max(looked_at, 1))
 
 
-def open_table(path: str, split: str, files: Sequence[Path]):
-    """The iterable data set of a hub id, or of table files of one kind. Raises UserError."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        if files:
-            kind = TABLES[files[0].suffix]
-            return datasets.load_dataset(kind, data_files=[str(file) for file in files], split="train", streaming=True)
-        return datasets.load_dataset(path, split=split, streaming=True)
-    except Exception as error:  # see Table
-        raise table_error(path, error) from None
-
-
-def table_parts(path: str, split: str, files: Sequence[Path], count: int) -> list[Callable[[list | None], Table]]:
-    """What opens each part of tables of one kind, or of a hub data set: as many as it has shards, at most `count`."""
-    shards = min(count, max(1, open_table(path, split, files).num_shards))
-
-    def opened(index: int, position: list | None) -> Table:
-        dataset = open_table(path, split, files)
-        name = f"part {index + 1} of {shards}, " if shards > 1 else ""
-        where = str(files[0]) if len(files) == 1 else path
-        return Table(where, dataset.shard(shards, index) if shards > 1 else dataset, position, name)
-
-    return [functools.partial(opened, index) for index in range(shards)]
-
-
-def rows_in(file: Path) -> float | None:
-    """How many rows a file has: counted where the format tells, estimated from the first ones in text."""
-    if file.suffix == ".parquet":
-        from pyarrow import parquet
-
-        return float(parquet.read_metadata(file).num_rows)
-    if file.suffix == ".json":
-        return None
+def _first_rows(file: Path) -> tuple[int, int]:
+    """(rows in the first block of a file, bytes of the file that it takes)"""
     opener, errors = _opener(file)
     try:
         with open(file, "rb") as raw, opener(raw, "rb") if is_packed(file.name) else raw as data:
             head = data.read(_BLOCK)
-            return head.count(b"\n") * (file.stat().st_size / max(raw.tell(), 1))
+            is_whole = len(head) < _BLOCK  # the last line may have no line break
+            return head.count(b"\n") + (is_whole and head[-1:] not in (b"", b"\n")), raw.tell()
     except errors as error:
         raise UserError(str(file), f"cannot be read: {shorten(error)}", "copy the file again") from None
 
 
-def rows_of_hub(path: str, split: str) -> float | None:
-    splits = open_table(path, split, []).info.splits or {}
-    return float(splits[split].num_examples) if split in splits and splits[split].num_examples else None
-
-
 def is_packed(file: str) -> bool:
     return file.endswith((".gz", ".zst"))
+
+
+def dealt(files: Sequence[Path], count: int) -> list[list[Path]]:
+    """Files dealt whole to at most `count` parts of nearly the same bytes."""
+    parts: list[list[Path]] = [[] for _ in range(min(count, len(files)))]
+    filled = [0] * len(parts)
+    for file in files:
+        emptiest = filled.index(min(filled))
+        filled[emptiest] += file.stat().st_size + 1
+        parts[emptiest].append(file)
+    return parts
 
 
 def cut(files: Sequence[Path], count: int) -> list[list[Piece]]:
@@ -221,15 +186,9 @@ def cut(files: Sequence[Path], count: int) -> list[list[Piece]]:
 
     Where a file is compressed files are dealt whole, so that there may be fewer parts.
     """
-    sizes = [file.stat().st_size for file in files]
     if any(is_packed(file.name) for file in files):
-        parts: list[list[Piece]] = [[] for _ in range(min(count, len(files)))]
-        filled = [0] * len(parts)
-        for file, size in zip(files, sizes, strict=True):
-            emptiest = filled.index(min(filled))
-            filled[emptiest] += size + 1
-            parts[emptiest].append(Piece(str(file), 0, None))
-        return parts
+        return [[Piece(str(file), 0, None) for file in part] for part in dealt(files, count)]
+    sizes = [file.stat().st_size for file in files]
     total, parts, before = sum(sizes), [[] for _ in range(count)], 0
     borders = [total * index // count for index in range(count + 1)]
     for file, size in zip(files, sizes, strict=True):

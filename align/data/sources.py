@@ -10,17 +10,17 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from align.data import readers
+from align.data import readers, tables
 from align.data.examples import Example, RowError, parse_row
 from align.data.ledger import SHOWN, Ledger
-from align.data.readers import JSON_LINES, TABLES, Lines, Reader, Table
+from align.data.readers import JSON_LINES, Lines, Place, Reader
 from align.errors import UserError, UserErrors, printable, shorten
 from align.schema import nearest
 
 BUILTIN = "builtin:"
 HELD_OUT = "heldout"
 _FOLDER = Path(__file__).parent / "builtin"
-_LOCAL = (*JSON_LINES, *TABLES)
+_LOCAL = (*JSON_LINES, *tables.KINDS)
 
 
 def builtin_names() -> list[str]:
@@ -36,8 +36,20 @@ def check(path: str, split: str) -> tuple[str, str] | None:
         splits = sorted({row["split"] for _, row in _builtin_file(name)}, reverse=True)  # train first
         if split not in splits:
             return f"{path} has no split {split!r}", f"it has {' and '.join(splits)}"
-    elif is_local(path) and not files(path):
+    elif is_local(path):
+        return _check_files(path)
+    return None
+
+
+def _check_files(path: str) -> tuple[str, str] | None:
+    found = files(path)
+    if not found and os.path.isdir(os.path.expanduser(path)):
+        return f"{shorten(path)} is a folder", f"name the files in it: {shorten(path).rstrip('/')}/*.jsonl, for example"
+    if not found:
         return f"{shorten(path)}: no such file", "give an existing file, a glob, a hub id or builtin:unwanted"
+    strange = next((file for file in found if not file.name.endswith(_LOCAL)), None)
+    if strange is not None:
+        return f"{shorten(str(strange))} is of no kind that can be read", f"give {', '.join(_LOCAL)}"
     return None
 
 
@@ -70,7 +82,7 @@ def whole(path: str, found: Iterator[tuple[object, object]], *, on_bad_rows: str
     examples, errors = [], []
     for place, row in found:
         try:
-            examples.append(record(path, place, row, ledger))
+            examples.append(record(path, str(place), row, ledger))
         except RowError as error:
             if on_bad_rows == "skip":
                 drop_broken(place, error, ledger)
@@ -98,7 +110,7 @@ def record(path: str, place: object, row: object, ledger: Ledger) -> Example:
 
 
 def drop_broken(place: object, error: RowError, ledger: Ledger) -> None:
-    ledger.drop("broken", f"{place}: {printable(str(error))}")
+    ledger.drop("broken", place, printable(str(error)))
 
 
 def is_held_out(example: Example, share: float) -> bool:
@@ -113,10 +125,10 @@ def split_holdout(examples: list[Example], share: float) -> tuple[list[Example],
     return train, [example for example in examples if is_held_out(example, share)]
 
 
-def rows(path: str, split: str, *, tables: bool = True) -> Iterator[tuple[object, object]]:
+def rows(path: str, split: str, *, only_lines: bool = False) -> Iterator[tuple[object, object]]:
     """(place, row) of a source, in its order; a line that is no JSON comes as a RowError.
 
-    Without `tables` raises NotImplementedError where the slow `datasets` library would have to read.
+    With `only_lines` raises NotImplementedError where the slow `datasets` library would have to read.
     """
     if path.startswith(BUILTIN):
         yield from _builtin_rows(path.removeprefix(BUILTIN), split)
@@ -124,43 +136,50 @@ def rows(path: str, split: str, *, tables: bool = True) -> Iterator[tuple[object
         for file in files(path):
             if file.name.endswith(JSON_LINES):
                 yield from Lines([readers.Piece(str(file), 0, None)]).rows()
-            elif tables:
-                yield from Table(str(file), readers.open_table(path, split, [file])).rows()
-            else:
+            elif only_lines:
                 raise NotImplementedError(file.suffix)
+            else:
+                yield from tables.Table([tables.file_shard(file)]).rows()
     else:
-        yield from Table(path, readers.open_table(path, split, [])).rows()
+        for part in tables.hub_parts(path, split, 1):
+            yield from part(None).rows()
 
 
 def parts(path: str, split: str, count: int) -> list[Callable[[list | None], Reader]]:
     """What opens each part of a source, from a position on; about `count` parts, the same whoever asks."""
     if path.startswith(BUILTIN):
         return [functools.partial(readers.Listed, list(_builtin_rows(path.removeprefix(BUILTIN), split)))]
-    named = files(path) if is_local(path) else []
-    lines = [file for file in named if file.name.endswith(JSON_LINES)]
+    if not is_local(path):
+        return tables.hub_parts(path, split, count)
+    lines, others = _by_kind(path)
     found = [functools.partial(Lines, pieces) for pieces in readers.cut(lines, count) if pieces] if lines else []
-    tables = [file for file in named if file not in lines]
-    kinds = sorted({file.suffix for file in tables})
-    for group in [[file for file in tables if file.suffix == kind] for kind in kinds] if named else [[]]:
-        found += readers.table_parts(path, split, group, count)
-    return found
+    return found + tables.file_parts(others, count)
 
 
 def size(path: str, split: str) -> float | None:
-    """How many rows a source has: of files of lines estimated from the bytes of its first; None where nothing tells."""
+    """How many rows a source has: exactly or about (see `readers.rows_in`); None where nothing tells."""
     if path.startswith(BUILTIN):
         return float(len(list(_builtin_rows(path.removeprefix(BUILTIN), split))))
-    named = files(path) if is_local(path) else []
-    sizes = [readers.rows_in(file) for file in named] if named else [readers.rows_of_hub(path, split)]
-    return None if None in sizes else sum(sizes)
+    if not is_local(path):
+        return tables.hub_rows(path, split)
+    lines, others = _by_kind(path)
+    counts = [tables.rows_in(file) for file in others]
+    return None if None in counts else readers.rows_in(lines) + sum(counts)
 
 
-def stored_bytes(path: str) -> int:
-    """Bytes of the local files of a source."""
-    return sum(file.stat().st_size for file in files(path)) if is_local(path) else 0
+def _by_kind(path: str) -> tuple[list[Path], list[Path]]:
+    """(files of lines, tables) of a local source."""
+    named = files(path)
+    lines = [file for file in named if file.name.endswith(JSON_LINES)]
+    return lines, [file for file in named if file not in lines]
 
 
-def _builtin_rows(name: str, split: str) -> Iterator[tuple[str, object]]:
+def sizes(path: str) -> dict[str, int]:
+    """Bytes of each local file of a source."""
+    return {str(file): file.stat().st_size for file in files(path)} if is_local(path) else {}
+
+
+def _builtin_rows(name: str, split: str) -> Iterator[tuple[Place, object]]:
     """Rows of a set that ships with the project, in its own columns (see builtin/README.md).
 
     `unwanted` trains on negatives alone; its good answers appear in the held-out part only. `pairs` is the same
@@ -176,7 +195,7 @@ def _builtin_rows(name: str, split: str) -> Iterator[tuple[str, object]]:
                 "responses": [{"text": text, "role": role, "reward": reward} for text, role, reward in texts],
                 "source": row["kind"],
             }
-            yield f"{BUILTIN}{name}:{number}", record
+            yield Place(f"{BUILTIN}{name}", 0, number), record
 
 
 def _builtin_file(name: str) -> list[tuple[int, dict]]:

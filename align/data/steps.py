@@ -36,6 +36,10 @@ class Feed(Protocol):
 
     def epochs(self) -> dict[str, float]: ...  # of each source or group
 
+    def state(self) -> dict: ...  # for a checkpoint, in JSON's types; all ranks must ask
+
+    def restore(self, state: dict, step: int, is_first_rank: bool) -> None: ...  # raises UserError for other rows
+
 
 class Steps(Dataset):
     """Item s: this rank's share of optimiser step s."""

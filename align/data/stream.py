@@ -7,19 +7,21 @@ twice, and a rank without a lane (more ranks than parts) still has its share of 
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from accelerate.utils import gather_object
 
 from align.data.lanes import Lane
-from align.data.ledger import Ledger
+from align.data.ledger import Ledger, total
 from align.data.mixture import Mixture
 from align.data.tokenize import TokenizedRow
 from align.errors import UserError
 
+SAME_SETTING = "resume with the same setting"
 LANES = 16  # parts of a source: the most ranks that read one
 
 Gather = Callable[[list], list]  # of each rank a list; all of them, one behind the other, on every rank
@@ -32,6 +34,7 @@ class Channel:
     title: str
     lanes: list[Lane | None]
     size: float | None = None  # rows in an epoch, about; None: unknown
+    files: dict[str, int] = field(default_factory=dict)  # the local files behind it -> bytes
     epoch: int = 0
     turn: int = 0  # which of the lanes that are not at their end is next
     drawn: int = 0  # rows, since the start
@@ -58,6 +61,14 @@ class Channel:
         for lane in self.lanes:
             if lane is not None:
                 lane.begin(self.epoch)
+
+    def check_files(self, then: dict[str, int]) -> None:
+        """Raises UserError if the files are not as large as they were `then`: no place in them would be the same."""
+        for name in sorted(then.keys() | self.files.keys()):
+            had, has = (f"{found[name]:,} bytes" if name in found else "none" for found in (then, self.files))
+            if had != has:
+                what = f"is not as it was when the checkpoint was written: {had} then, {has} now"
+                raise UserError(name, what, "put it back, or begin anew with train.resume=false")
 
     @property
     def epochs(self) -> float:
@@ -107,11 +118,17 @@ class StreamFeed:
         parts = self.gather([self._before_waiting if self.waiting else self._own_state()])
         lanes = [dict(itertools.chain(*(one.items() for one in of_channel)))
                  for of_channel in zip(*(part["lanes"] for part in parts), strict=True)]  # fmt: skip
-        ledger = total([Ledger.from_dict(part["ledger"]) for part in parts])
-        return parts[0] | {"lanes": lanes, "ledger": ledger.as_dict()}
+        return parts[0] | {"lanes": lanes, "ledger": total([part["ledger"] for part in parts]).state()}
 
     def restore(self, state: dict, step: int, is_first_rank: bool) -> None:
-        """Goes on at `step` as the feed that gave the `state`, on any number of ranks."""
+        """Goes on at `step` as the feed that gave the `state`, on any number of ranks. Raises UserError.
+
+        It cannot if files have been changed since, or rows were in memory then.
+        """
+        if "channels" not in state:
+            raise UserError("data.streaming", "the checkpoint's run did not stream its rows", SAME_SETTING)
+        for channel, files in zip(self.channels, state["files"], strict=True):
+            channel.check_files(files)
         self.next, self.mixture.due = state["next"], state["due"]
         for channel, values, lanes in zip(self.channels, state["channels"], state["lanes"], strict=True):
             channel.epoch, channel.turn, channel.drawn, channel.drawn_before, channel.alive = values
@@ -119,7 +136,7 @@ class StreamFeed:
                 if lane is not None:
                     lane.restore(lanes[str(index)])
         if is_first_rank:  # the ledgers of the others begin empty: all of them together count everything once
-            self.ledger.take_over(Ledger.from_dict(state["ledger"]))
+            self.ledger.restore(state["ledger"])
         self.waiting.clear()
         while self.next < step:
             self._read_up_to(self.next + 1)
@@ -129,12 +146,13 @@ class StreamFeed:
         return {
             "next": self.next,
             "due": list(self.mixture.due),
+            "files": [channel.files for channel in self.channels],
             "channels": [[one.epoch, one.turn, one.drawn, one.drawn_before, list(one.alive)] for one in self.channels],
             "lanes": [
                 {str(index): lane.state() for index, lane in enumerate(channel.lanes) if lane is not None}
                 for channel in self.channels
             ],
-            "ledger": self.ledger.as_dict(),
+            "ledger": copy.deepcopy(self.ledger),
         }
 
     def _read_up_to(self, step: int) -> None:
@@ -171,14 +189,6 @@ class StreamFeed:
             ended = {lane for index, lane in enumerate(lanes) if rows[index] is None}
             channel.advance(len(lanes), len(came), ended)
         return found
-
-
-def total(ledgers: Sequence[Ledger]) -> Ledger:
-    """One ledger of what several ranks have counted."""
-    everything = Ledger(sum(one.read for one in ledgers), sum(one.used for one in ledgers))
-    for one in ledgers:
-        everything.merge(one)
-    return everything
 
 
 def own_lanes(count: int, first: int, rank: int, world: int) -> list[bool]:

@@ -22,7 +22,7 @@ def lacking(paths: list[tuple[str, str]], needs: set[str]) -> dict[str, int]:
         if not path.startswith(sources.BUILTIN) and not sources.is_local(path):
             return {}
         try:
-            for place, row in itertools.islice(sources.rows(path, split, tables=False), ROWS):
+            for place, row in itertools.islice(sources.rows(path, split, only_lines=True), ROWS):
                 if isinstance(row, RowError):
                     return {}
                 example = parse_row(row, source=path, place=place)

@@ -8,7 +8,9 @@ from functools import partial
 import pytest
 
 from align.data.mixture import Mixture, fixed
-from align.data.plan import StepPlan
+from align.data.plan import PlannedFeed, StepPlan
+from align.errors import UserError
+from tests import tiny
 
 
 def plan(weights: list[float] | int, **changes: object) -> StepPlan:
@@ -183,3 +185,26 @@ def test_groups_change_nothing_of_a_seed():
     make = partial(plan, [1.0] * 8, groups=["good", "bad"], group_of=[1, 0, 1, 1, 0, 1, 1, 1], mixture=half_and_half)
     assert order(make(seed=3)) == order(make(seed=3)) != order(make(seed=4))
     assert order(make(epochs=3))[:8] == order(make(epochs=1))
+
+
+def feed(**changes) -> PlannedFeed:
+    rows = [tiny.row("Hi?", positives=["yes"], negatives=["no", "never"]), tiny.row("And?", negatives=["nothing"])]
+    rows[1] = tiny.row(changes.get("prompt", "And?"), negatives=changes.get("negatives", ["nothing"]))
+    return PlannedFeed(rows[:: changes.get("order", 1)], plan(2))
+
+
+@pytest.mark.parametrize("change", [{"prompt": "But?"}, {"negatives": ["nothin"]}, {"order": -1}])
+def test_a_run_does_not_go_on_with_other_rows(change):
+    state = feed().state()
+    feed().restore(state, 1, True)
+    with pytest.raises(
+        UserError, match=r"^data\.sources: the rows are not those that the checkpoint's run learned from"
+    ):
+        feed(**change).restore(state, 1, True)
+
+
+def test_a_run_that_streamed_does_not_go_on_in_memory():
+    with pytest.raises(
+        UserError, match=r"^data\.streaming: the checkpoint's run streamed its rows; resume with the same"
+    ):
+        feed().restore({"channels": []}, 1, True)

@@ -11,7 +11,7 @@ import pytest
 
 from align.data import sources
 from align.data.examples import RowError
-from align.data.readers import LinePlace, Lines, Piece, cut, rows_in
+from align.data.readers import Lines, Piece, Place, cut, rows_in
 from align.errors import UserError
 
 
@@ -121,9 +121,40 @@ def test_lines_in_front_are_counted_when_a_place_is_shown(tmp_path, monkeypatch)
     real = open
     monkeypatch.setattr("builtins.open", lambda *args, **more: opened.append(args[0]) or real(*args, **more))
     place, _ = next(sources.parts(str(file), "train", 2)[1](None).rows())
-    assert isinstance(place, LinePlace) and opened == [str(file)]
+    assert isinstance(place, Place) and opened == [str(file)]
     number = int(str(place).rpartition(":")[2])
     assert len(opened) == 2 and 30 < number < 200
+
+
+def test_lines_in_front_are_counted_once(tmp_path, monkeypatch):
+    """The places of all parts, written out in any order, take one reading of the file and no more."""
+    file = write(tmp_path / "my.jsonl", 300)
+    places = [place for part in sources.parts(str(file), "", 16) for place, _ in part(None).rows()]
+    monkeypatch.setattr("align.data.readers._BLOCK", 64)
+    read, real = [], open
+
+    class Counting:
+        def __init__(self, data):
+            self.data = data
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.data.close()
+
+        def seek(self, *args):
+            return self.data.seek(*args)
+
+        def read(self, size):
+            read.append(size)
+            return self.data.read(size)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.open", lambda *args, **more: Counting(real(*args, **more)))
+        told = [str(place) for place in sorted(places)]
+    assert told == [place for place, _ in in_order(file)]
+    assert sum(read) <= file.stat().st_size
 
 
 def test_a_damaged_line_in_the_middle_has_its_number(tmp_path):
@@ -159,6 +190,40 @@ def test_a_corrupt_archive_says_where_and_can_be_passed_over(tmp_path):
     assert [row["n"] for _, row in reader.rows()] == list(range(1000, 2000))
 
 
+def test_a_table_that_breaks_is_named_and_can_be_passed_over(tmp_path):
+    """Three files in one part: the rows of the first and the third come, the second is named."""
+    all_kinds(tmp_path)
+    second = tmp_path / "1.parquet"
+    second.write_bytes(second.read_bytes()[:-40])
+    (part,) = sources.parts(f"{tmp_path}/*.parquet", "", 1)
+    reader, found = part(None), []
+    with pytest.raises(UserError, match=rf"^{second}: cannot be read: .*; check the file$"):
+        for place, _ in reader.rows():
+            found.append(str(place))
+    assert found == [f"{tmp_path}/0.parquet:row {n}" for n in range(1, 11)]
+    reader.next_piece()
+    assert [str(place) for place, _ in reader.rows()] == [f"{tmp_path}/2.parquet:row {n}" for n in range(1, 21)]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_file_that_shrinks_while_it_is_read(tmp_path, count):
+    """Each part whose rows are gone says so; none ends as if there had been no more."""
+    file = write(tmp_path / "my.jsonl", 400)
+    readers = [part(None) for part in sources.parts(str(file), "", count)]
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[: size // 3])
+    said = []
+    for reader in readers:
+        try:
+            list(reader.rows())
+        except UserError as error:
+            said.append(str(error))
+    assert len(said) == (1 if count == 1 else 3)
+    assert all(
+        f"{file}: ends at byte {size // 3:,}; " in one and one.endswith("; put the whole file back") for one in said
+    )
+
+
 def test_a_file_that_vanishes(tmp_path):
     files = [write(tmp_path / f"{n}.jsonl", 5) for n in range(2)]
     (part,) = sources.parts(f"{tmp_path}/*.jsonl", "", 1)
@@ -183,9 +248,19 @@ def test_the_size_of_a_large_file_is_estimated(tmp_path, monkeypatch):
     monkeypatch.setattr("align.data.readers._BLOCK", 10_000)
     file = tmp_path / "my.jsonl"
     file.write_text("".join(json.dumps({"n": n, "x": "y" * (n % 7)}) + "\n" for n in range(5000)))
-    assert rows_in(file) == pytest.approx(5000, rel=0.15)
+    assert rows_in([file]) == pytest.approx(5000, rel=0.15)
     (tmp_path / "my.json").write_text("[]")
-    assert rows_in(tmp_path / "my.json") is None
+    assert sources.size(f"{tmp_path}/my.json", "train") is None
+
+
+def test_the_size_of_many_files_is_told_by_some(tmp_path, monkeypatch):
+    """A thousand shards must not be opened for it; eight of them tell, wherever the long rows are."""
+    for n in range(40):
+        write(tmp_path / f"{n:02}.jsonl", 30, seed=n)
+    opened, real = [], open
+    monkeypatch.setattr("builtins.open", lambda *args, **more: opened.append(args[0]) or real(*args, **more))
+    assert sources.size(f"{tmp_path}/*.jsonl", "train") == pytest.approx(40 * 30 * 1.5, rel=0.25)  # with blank lines
+    assert len(opened) == 8
 
 
 def test_pieces_of_archives_are_whole_and_balanced(tmp_path):

@@ -19,7 +19,7 @@ from align.data import sources
 from align.data.examples import Example
 from align.data.ledger import Ledger
 from align.data.sources import HELD_OUT, check, split_holdout
-from align.errors import UserError, UserErrors
+from align.errors import UserError, UserErrors, shorten
 
 GOOD = {"prompt": "Say hello.", "negatives": ["No."]}
 NO_JSON = '{"prompt": Hi}'
@@ -255,7 +255,7 @@ def test_no_good_row_left_after_skipping(tmp_path):
 NOT_THERE = "give an existing file, a glob, a hub id or builtin:unwanted"
 
 
-@pytest.mark.parametrize("name", ["absent.jsonl", "absent.csv", "absent-*.jsonl", "absent/folder/", "."])
+@pytest.mark.parametrize("name", ["absent.jsonl", "absent.csv", "absent-*.jsonl", "absent/folder/"])
 def test_missing_file(tmp_path, name):
     path = f"{tmp_path}/{name}"
     what, fix = check(path, "train")
@@ -288,11 +288,20 @@ def test_local_files_and_hub_ids(path, local, tmp_path, monkeypatch):
     assert sources.is_local(path) is local
 
 
+def test_a_folder_and_a_file_of_no_known_kind(tmp_path):
+    (tmp_path / "rows.txt").write_text("hello")
+    assert check(str(tmp_path), "train") == (
+        f"{shorten(str(tmp_path))} is a folder", f"name the files in it: {shorten(str(tmp_path))}/*.jsonl, for example"
+    )  # fmt: skip
+    what, fix = check(f"{tmp_path}/*", "train")
+    assert what.endswith("is of no kind that can be read") and fix == f"give {', '.join(sources._LOCAL)}"
+
+
 def test_a_file_that_exists_goes_before_a_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner").mkdir()
     (tmp_path / "owner" / "name").touch()
-    assert sources.is_local("owner/name") and check("owner/name", "train") is None
+    assert sources.is_local("owner/name") and check("owner/name", "train")[0].startswith("owner/name is of no kind")
 
 
 # Several files
