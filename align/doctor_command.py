@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,9 +15,9 @@ from align.data import doctor, sources
 from align.data.doctor import Report
 from align.data.doctor_checks import CHECKS
 from align.data.examples import Example, to_row
-from align.errors import FAILED, UserError, printable, shorten
+from align.errors import FAILED, UserError, has_colour, printable, shorten
 
-_MARKS = {"fault": "FAULT  ", "warning": "warning", "note": "note   "}
+_MARKS = {"fault": ("FAULT  ", "1;31"), "warning": ("warning", "33"), "note": ("note   ", "2")}  # and their colours
 _MOST_SCORED = 2000  # pairs that the model scores
 
 
@@ -51,7 +53,10 @@ def main(
         )  # fmt: skip
     if flips:
         _look_for_flips(recipe, encoder, given, report)
-    print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) if as_json else table(report))
+    if as_json:
+        print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        print(table(report, shutil.get_terminal_size((100, 24)).columns, has_colour(sys.stdout)))
     if fix:
         done = ", ".join(f"{name}: {count}" for name, count in sorted(report.fixed.items()) if count) or "nothing to do"
         print(f"{shorten(fix, 100)}: {done}", file=sys.stderr)
@@ -68,7 +73,7 @@ def _what(words: list[str]) -> tuple[object | None, list[doctor.Source]]:
     if not recipes:
         if overrides:
             raise UserError("command line", f"{overrides[0]} overrides a recipe, but none is named", "leave it out")
-        return None, [(name, "train") for name in names]
+        return None, [(name, sources.default_split(name)) for name in names]
     if len(names) > 1:
         raise UserError("command line", "takes one recipe, or sources", "align doctor RECIPE [key=value ...]")
     from align import recipe
@@ -153,23 +158,40 @@ def _margins(recipe, rows: Sequence) -> list[float]:
     return [margins[id(row)] for row in rows]
 
 
-def table(report: Report) -> str:
-    """The report for a terminal."""
+def table(report: Report, width: int = 100, in_colour: bool = False) -> str:
+    """The report for a terminal of so many columns. What colour says, words say, too."""
     roles = ", ".join(f"{count:,} {role}s" for role, count in sorted(report.responses.items()))
-    lines = [f"{report.rows:,} rows, {roles or 'no response'}"]
+    lines = _wrapped(f"{report.rows:,} rows, {roles or 'no response'}", width, "")
     if report.lengths:
-        lines.append(f"lengths: {doctor.length_words(report.lengths)}")
+        lines += _wrapped(f"lengths: {doctor.length_words(report.lengths)}", width, "")
     order = {severity: number for number, severity in enumerate(_MARKS)}
     for name in sorted(report.counts, key=lambda name: order[CHECKS[name].severity]):
-        check, count = CHECKS[name], report.counts[name]
-        share = f" ({count / report.rows:.1%} of the rows)" if report.places[name] else ""
-        lines += ["", f"{_MARKS[check.severity]}  {name}: {count:,}{share}"]
-        detail = report.details.get(name)
-        lines += [f"         {printable(detail)}"] if detail else []
-        lines.append(f"         {check.what}" + (f"; {check.fix}" if check.fix else ""))
-        shown = report.places[name][:3]
-        more = f" and {count - len(shown):,} more" if shown and count > len(shown) else ""
-        lines += [f"         {', '.join(printable(place) for place in shown)}{more}"] if shown else []
+        mark, colour = _MARKS[CHECKS[name].severity]
+        share = f" ({report.counts[name] / report.rows:.1%} of the rows)" if name in report.of_rows else ""
+        head = f"{name}: {report.counts[name]:,}{share}"
+        lines += ["", f"\033[{colour}m{mark}\033[0m  {head}" if in_colour else f"{mark}  {head}"]
+        for told in _told(report, name):
+            lines += _wrapped(told, width)
     if not report.counts:
         lines += ["", "nothing found"]
     return "\n".join(lines)
+
+
+def _told(report: Report, name: str) -> Iterator[str]:
+    """What there is to say of a finding, a paragraph each: its size, its meaning, its first places."""
+    check, count, places = CHECKS[name], report.counts[name], report.places[name][:3]
+    if name in report.details:
+        yield printable(report.details[name])
+    yield check.what + (f"; {check.fix}" if check.fix else "")
+    if name in report.of_rows:
+        yield from map(printable, places)
+        if count > len(places):
+            yield f"and {count - len(places):,} more"
+
+
+def _wrapped(text: str, width: int, indent: str = " " * 9) -> list[str]:
+    """A paragraph; a path is never broken, so that it can be copied."""
+    return textwrap.wrap(
+        text, max(width, 40), initial_indent=indent, subsequent_indent=indent, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 FAILED, USER_ERROR = 1, 2
 
@@ -38,6 +39,11 @@ class UserErrors(UserError):
 def printable(text: str) -> str:
     """`text` on one line, control characters (terminal escapes in data, say) shown as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def has_colour(stream: TextIO) -> bool:
+    """Whether what is written there may be in colour: a person's terminal that has not asked for none."""
+    return stream.isatty() and "NO_COLOR" not in os.environ
 
 
 def shorten(value: object, limit: int = 60) -> str:

@@ -72,7 +72,7 @@ def test_k_zero(attempt, tmp_path):
 
 
 def test_broken_row(attempt, tmp_path):
-    data = rows(tmp_path / "broken.jsonl", GOOD, '{"prompt": "Hi", "negatives": [', {"prompt": "", "negatives": ["x"]})
+    data = rows(tmp_path / "broken.jsonl", GOOD, '{"prompt": "Hi", "negatives": [', {"prompt": " ", "negatives": ["x"]})
     said = attempt(data, lines=2)
     assert f"{data}:2: is not valid JSON" in said and f"{data}:3: 'prompt' is empty" in said
 

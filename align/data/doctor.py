@@ -6,20 +6,22 @@ openings, the held-out side), then one by one. Memory grows by some hundred byte
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from align.data import sources
-from align.data.doctor_checks import CHECKS, FAULT, ends_well, refuses, text_key, texts
+from align.data.doctor_checks import CHECKS, FAULT, ends_well, prompt_texts, refuses, text_key, texts
 from align.data.examples import Example, RowError, parse_row
-from align.data.near_duplicates import NearDuplicates
+from align.data.near_duplicates import NearDuplicates, runs
 from align.data.row_checks import RowChecks
 from align.errors import UserError, printable, shorten
 
 SHOWN = 10  # places of a check that are named
 LEAST = 30  # responses of a role from which on shares and lengths are judged
 BIASED, REFUSING, BOILERPLATE = 0.65, 0.10, 0.15  # AUC of the length; shares of the answers of a role
+LEAST_RUNS = 4  # runs of three words of a prompt from which on another like it is the same question
 _OPENING = 5  # words
 
 Source = tuple[str, str]  # path, split
@@ -46,6 +48,11 @@ class Report:
             self.details[check] = detail
 
     @property
+    def of_rows(self) -> set[str]:
+        """The checks whose places are rows."""
+        return {name for name, places in self.places.items() if places} - {"one-class source", "unreadable file"}
+
+    @property
     def has_faults(self) -> bool:
         return any(CHECKS[name].severity == FAULT for name in self.counts)
 
@@ -59,6 +66,22 @@ class Report:
                 "fixed": dict(self.fixed)}  # fmt: skip
 
 
+class HeldOutTexts:
+    """Finds the row to measure on that a row to learn from is nearly the same as, in all its texts or in its prompt."""
+
+    def __init__(self) -> None:
+        self.whole, self.prompts = NearDuplicates(), NearDuplicates()
+
+    def add(self, place: object, example: Example) -> None:
+        self.whole.add(str(place), " ".join(texts(example)))
+        self.prompts.add(str(place), " ".join(prompt_texts(example)))
+
+    def match(self, example: Example) -> str | None:
+        prompt = " ".join(prompt_texts(example))
+        found = self.whole.match(" ".join(texts(example)))
+        return found or (self.prompts.match(prompt) if len(runs(prompt)) >= LEAST_RUNS else None)
+
+
 @dataclass
 class Survey:
     """What all rows tell together."""
@@ -69,7 +92,8 @@ class Survey:
     refusals: Counter = field(default_factory=Counter)
     openings: dict[str, Counter] = field(default_factory=dict)
     finished: Counter = field(default_factory=Counter)  # role -> answers that end like a sentence
-    held_out: NearDuplicates = field(default_factory=NearDuplicates)
+    held_out: HeldOutTexts = field(default_factory=HeldOutTexts)
+    words: list[int] = field(default_factory=list)  # of negatives
     has_both: dict[str, set[str]] = field(default_factory=dict)  # source -> roles
 
     def see(self, path: str, example: Example) -> None:
@@ -79,14 +103,21 @@ class Survey:
             role, text = response.role, response.text
             self.has_both.setdefault(path, set()).add(role)
             if role in ("positive", "negative"):
-                key = text_key(example, text)
+                key = text_key(example, response.said)
                 self.roles[key] = self.roles.get(key, 0) | (1 if role == "positive" else 2)
-            self.lengths.setdefault(role, []).append(len(text))
+            self.lengths.setdefault(role, []).append(len(response.said))
             self.refusals[role] += refuses(text)
             self.finished[role] += ends_well(text)
             words = text.split()
+            if role == "negative":
+                self.words.append(len(words))
             if len(words) > _OPENING + 3:
                 self.openings.setdefault(role, Counter())[" ".join(words[:_OPENING]).lower()] += 1
+
+    @functools.cached_property
+    def usual_negative(self) -> float:
+        """Words of a negative, the median; 0 where there are too few to say. To be asked when all rows were seen."""
+        return median(self.words) if len(self.words) >= LEAST else 0.0
 
     def usually_finished(self, role: str) -> bool:
         count = len(self.lengths.get(role, ()))
@@ -127,19 +158,22 @@ def examine(
     for path, split in evaluated:
         for place, example in examples(path, split):
             if isinstance(example, Example):
-                survey.held_out.add(str(place), " ".join(texts(example)))
+                survey.held_out.add(place, example)
     for path, split in given:
         for place, example in examples(path, split):
-            if isinstance(example, RowError):
+            if not isinstance(example, Example):
                 continue
             if _is_held_out(path, example, holdout):
-                survey.held_out.add(str(place), " ".join(texts(example)))
+                survey.held_out.add(place, example)
             else:
                 survey.see(path, example)
     survey.judge(report)
     checks = RowChecks(report, survey, tokenizer, max_length)
     for path, split in given:
         for place, example in examples(path, split):
+            if isinstance(example, UserError):
+                report.add("unreadable file", f"{place}: {printable(example.what)}")
+                continue
             report.rows += 1
             if isinstance(example, RowError):
                 report.add("broken row", f"{place}: {printable(str(example))}")
@@ -149,17 +183,22 @@ def examine(
             repaired = checks.look(example, is_held_out=_is_held_out(path, example, holdout))
             if fix is not None and repaired is not None:
                 fix(repaired)
-    if not report.rows:
+    if not report.rows and not report.counts["unreadable file"]:
         raise UserError(", ".join(shorten(path) for path, _ in given), "holds no row", "name files with rows")
     return report
 
 
-def examples(path: str, split: str) -> Iterator[tuple[object, Example | RowError]]:
-    for place, row in sources.rows(path, split):
+def examples(path: str, split: str) -> Iterator[tuple[object, Example | RowError | UserError]]:
+    """(place, row) of a source; RowError for one that is broken, UserError where a file cannot be read further."""
+    damage: list[UserError] = []
+    for place, row in sources.rows(path, split, on_damage=damage.append):
+        yield from ((error.where, error) for error in damage)
+        damage.clear()
         try:
             yield place, row if isinstance(row, RowError) else parse_row(row, source=path, place=place)
         except RowError as error:
             yield place, error
+    yield from ((error.where, error) for error in damage)
 
 
 def _is_held_out(path: str, example: Example, holdout: float) -> bool:

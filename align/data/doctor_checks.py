@@ -20,6 +20,7 @@ class Check(NamedTuple):
 
 
 CHECKS = {
+    "unreadable file": Check(FAULT, "what stands behind this place cannot be read", "copy the file again"),
     "broken row": Check(FAULT, "cannot be read as a prompt with responses", "mend it; --fix leaves it out"),
     "identical positive and negative": Check(
         FAULT, "the same text is called good and bad: nothing can be learned from it", "--fix takes both out"
@@ -36,11 +37,17 @@ CHECKS = {
     "duplicate row": Check(WARNING, "prompt and responses have been there before", "--fix keeps the first"),
     "repeated prompt": Check(NOTE, "another row has this prompt: they are on the same side of a hold-out", ""),
     "near-duplicate of a held-out row": Check(
-        WARNING, "measured on what was trained on: 8 of 10 runs of three words are shared", "--fix leaves it out"
+        WARNING,
+        "measured on what was trained on: it shares 8 of 10 runs of three words with it, or its prompt does",
+        "--fix leaves it out",
     ),
+    "empty prompt": Check(NOTE, "its answers stand alone, behind an empty message of the user", ""),
     "one-class source": Check(NOTE, "all its answers are of one role: mixing it is up to data.mix and retain", ""),
     "special token in a text": Check(
         FAULT, "it is read as that token: an answer may end where it stands", "--fix cuts it from the ends"
+    ),
+    "missing BOS": Check(
+        WARNING, "the tokenizer begins texts with BOS, the chat template does not", "check the template"
     ),
     "double BOS": Check(FAULT, "the prompt begins with a token that is written anyway", "--fix cuts it"),
     "double EOS": Check(FAULT, "the answer ends with a token that is written anyway", "--fix cuts it"),
@@ -108,8 +115,12 @@ def plain(text: str) -> str:
 
 def texts(example: Example) -> Iterator[str]:
     """All texts of a record."""
-    yield from [example.prompt] if isinstance(example.prompt, str) else (message[1] for message in example.prompt)
+    yield from prompt_texts(example)
     yield from (response.text for response in example.responses)
+
+
+def prompt_texts(example: Example) -> list[str]:
+    return [example.prompt] if isinstance(example.prompt, str) else [message[1] for message in example.prompt]
 
 
 def contradictions(example: Example) -> tuple[set[str], set[str]]:
@@ -130,10 +141,15 @@ def stripped(text: str, tokens: list[str]) -> str:
         text = bare.removeprefix(found).removesuffix(found).strip()
 
 
-def too_short(response: Response, example: Example) -> bool:
-    """Whether a negative has a word or two where the positives of its row have more than ten."""
+def too_short(response: Response, example: Example, usual: float) -> bool:
+    """Whether a negative has a word or two where the positives of its row have more than ten.
+
+    In a row without positives, where a negative `usual`ly has so many.
+    """
+    if response.role != "negative" or response.calls is not None:
+        return False
     goods = [len(text.split()) for text in example.texts("positive")]
-    return response.role == "negative" and bool(goods) and len(response.text.split()) <= 2 and min(goods) > 10
+    return len(response.text.split()) <= 2 and min(goods, default=usual) > 10
 
 
 def text_key(example: Example, text: str) -> int:
@@ -143,7 +159,7 @@ def text_key(example: Example, text: str) -> int:
 
 def row_key(example: Example) -> int:
     """64 bits that name a prompt with its responses, whatever their order."""
-    whole = json.dumps([example.key, sorted((one.role, one.text) for one in example.responses)])
+    whole = json.dumps([example.key, sorted((one.role, one.said) for one in example.responses)])
     return int.from_bytes(hashlib.blake2b(whole.encode(), digest_size=8).digest(), "big")
 
 

@@ -32,18 +32,21 @@ def _pair(row: dict) -> tuple[Prompt, list[Response]]:
     chosen, rejected = ([side] if isinstance(side, dict) else side for side in (row["chosen"], row["rejected"]))
     name = next((name for name in _PROMPTS if row.get(name) is not None), "prompt")
     given = row.get(name)
+    in_both = given is None or given == ""  # the dialogue may stand in front of both answers
     if name in ("question", "instruction"):
         given = _asked(row, name)
     if isinstance(chosen, list) and isinstance(rejected, list):
-        prompt = None if given is None else read_prompt(given, name)
+        prompt = None if in_both else read_prompt(given, name)
         prompt, pair = _message_pair(prompt, read_messages(chosen, "chosen"), read_messages(rejected, "rejected"))
         return prompt, _scored(row, pair)
     chosen, rejected = read_text(chosen, "chosen"), read_text(rejected, "rejected")
-    if given is None:  # the dialogue is in both texts, as in Anthropic's files: it ends where the last answer begins
+    if in_both:  # as in Anthropic's files: it ends where the last answer begins
         cut = min(chosen.rfind(ASSISTANT), rejected.rfind(ASSISTANT)) + len(ASSISTANT)
-        if cut < len(ASSISTANT) or chosen[:cut] != rejected[:cut]:
+        is_dialogue = cut >= len(ASSISTANT) and chosen[:cut] == rejected[:cut]
+        if given is None and not is_dialogue:
             raise RowError("has no prompt, and 'chosen' and 'rejected' do not begin with the same dialogue")
-        given, chosen, rejected = chosen[:cut], chosen[cut:], rejected[cut:]
+        if is_dialogue:
+            given, chosen, rejected = chosen[:cut], chosen[cut:], rejected[cut:]
     prompt = read_prompt(given, name)
     responses = [
         Response(read_text(chosen, "chosen"), "positive"),

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from align.data import sources
 from align.data.examples import Example, RowError
 from align.data.ledger import Ledger
 from align.data.readers import Place, Reader
@@ -109,7 +110,7 @@ class Lane:
             except UserError as error:
                 if not self.skips_damage:
                     raise
-                self.ledger.drop("file unreadable from here on", error.where)
+                sources.drop_damaged(error, self.ledger)
                 self._reader.next_piece()
                 self._rows = self._reader.rows()
                 continue

@@ -114,15 +114,16 @@ class Streams:
             parse = partial(self._parse, source, holds_out=False)
             channels.append(self._channel(source.path, source, size, parse, self._encode_retain, ledger, dealt))
             weights.append(source.weight * (1.0 if None in sizes else size))
-            look, aside = itertools.islice(sources.rows(source.path, source.split), LOOKED_AT), Ledger()
-            found = sources.whole(source.path, look, on_bad_rows=recipe.data.on_bad_rows, ledger=aside)
-            if not any(one.texts("positive") for one in found):
+            if not any(one.texts("positive") for one in self._first_rows(source, Ledger())):
                 raise no_retain_rows()
         return StreamFeed(channels, Mixture(fixed(weights), recipe.retain.prompts_per_step), steps, ledger=ledger)
 
+    def _first_rows(self, source: Source, counted: Ledger) -> list[Example]:
+        how = {"on_bad_rows": self.recipe.data.on_bad_rows, "ledger": counted, "most": LOOKED_AT}
+        return sources.read(source.path, source.split, **how)
+
     def _look(self, source: Source, counted: Ledger) -> _Look:
-        first = itertools.islice(sources.rows(source.path, source.split), LOOKED_AT)
-        found = sources.whole(source.path, first, on_bad_rows=self.recipe.data.on_bad_rows, ledger=counted)
+        found = self._first_rows(source, counted)
         share = 0.0 if source.path.startswith(sources.BUILTIN) else self.recipe.eval.holdout
         train, aside = sources.split_holdout(found, share)
         size = sources.size(source.path, source.split)

@@ -14,12 +14,14 @@ _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "
 
 
 def read_prompt(value: object, name: str = "prompt") -> Prompt:
-    """Messages, or plain text; a transcript in plain text becomes messages."""
+    """Messages, or plain text; a transcript in plain text becomes messages. "" is kept: the answer stands alone."""
     if isinstance(value, list):
         messages = read_messages(value, name)
         if messages[-1][0] == "assistant":
             raise RowError(f"{name!r} ends with an assistant message; it must end where the assistant answers")
         return messages
+    if value == "":
+        return value
     return _dialogue(read_text(value, name))
 
 

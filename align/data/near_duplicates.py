@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 
 RUN = 3  # words of a run
+MANY, MANY_SHARE = 10, 0.05  # texts, and of all texts, that share a run from which on it does not count
 _WORD = re.compile(r"\w+")
 
 
@@ -29,11 +30,15 @@ def similarity(one: frozenset[int], other: frozenset[int]) -> float:
 
 
 class NearDuplicates:
-    """Finds, for any text, the first of the added ones that it is similar to, to at least `threshold`."""
+    """Finds, for any text, the first of the added ones that it is similar to, to at least `threshold`.
+
+    Runs that many different ones of the added texts have (an instruction in front of each, say) do not count.
+    """
 
     def __init__(self, threshold: float = 0.8):
         self.threshold = threshold
         self.sets: list[tuple[str, frozenset[int]]] = []  # (place, runs)
+        self._common: frozenset[int] = frozenset()
         self._index: dict[int, list[int]] | None = None  # a rare run -> which sets have it
 
     def add(self, place: str, text: str) -> None:
@@ -45,11 +50,18 @@ class NearDuplicates:
     def match(self, text: str) -> str | None:
         """The place of a similar text, or None."""
         if self._index is None:
+            self._common = self._in_many()
+            self.sets = [(place, found - self._common) for place, found in self.sets]
             self._index = self._rarest()
-        found = runs(text)
+        found = runs(text) - self._common
         candidates = dict.fromkeys(number for run in found for number in self._index.get(run, ()))
         near = (number for number in candidates if similarity(found, self.sets[number][1]) >= self.threshold)
         return next((self.sets[number][0] for number in near), None)
+
+    def _in_many(self) -> frozenset[int]:
+        different = {found for _, found in self.sets}
+        often = Counter(run for found in different for run in found)
+        return frozenset(run for run, count in often.items() if count >= max(MANY, MANY_SHARE * len(different)))
 
     def _rarest(self) -> dict[int, list[int]]:
         often = Counter(run for _, found in self.sets for run in found)

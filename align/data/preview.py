@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from align.data.examples import Example, RowError, parse_row
 from align.data.layout import PACKED, PADDED
 from align.data.ledger import Ledger
 from align.data.tokenize import ROLE_NAMES, TokenizedResponse, TokenizedRow, encode_response
-from align.errors import printable, shorten
+from align.errors import has_colour, printable, shorten
 
 LABELS = {1: "good step", -1: "bad step", 0: "unjudged"}
 _MOST_READ = 1000  # rows that are looked through for the ones to show
@@ -62,8 +61,7 @@ def main(recipe, tokenizer, rows: int, html: str | None) -> None:
         write_text(Path(html).expanduser(), page(views, recipe.name))
         print(f"{shorten(html, 100)}: {len(views)} rows")
         return
-    in_colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    print("\n\n".join(text(view, in_colour) for view in views) or "no row can be used; see align doctor")
+    print("\n\n".join(text(view, has_colour(sys.stdout)) for view in views) or "no row can be used; see align doctor")
 
 
 def _views(encoder: Encoder, tokenizer) -> Iterator[RowView]:
@@ -115,7 +113,10 @@ def _response(row: TokenizedRow, response: TokenizedResponse, tokenizer) -> Resp
 def _behind(row: TokenizedRow, response: TokenizedResponse, tokenizer) -> tuple[int, ...]:
     """The tokens of a cut response that are not learned."""
     for given in row.example.responses:
-        ids = encode_response(tokenizer, row.example.prompt, row.prompt_ids, given.text, given.calls)
+        try:
+            ids = encode_response(tokenizer, row.example.prompt, row.prompt_ids, given.text, given.calls)
+        except ValueError:  # one that was dropped for that
+            continue
         if len(ids) > len(response.ids) and tuple(ids[: len(response.ids)]) == response.ids:
             return tuple(ids[len(response.ids) :])
     return ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import glob
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ def check(path: str, split: str) -> tuple[str, str] | None:
         name = path.removeprefix(BUILTIN)
         if name not in builtin_names():
             return f"there is no {path!r}", nearest(name, builtin_names())
-        splits = sorted({row["split"] for _, row in _builtin_file(name)}, reverse=True)  # train first
+        splits = _builtin_splits(name)
         if split not in splits:
             return f"{path} has no split {split!r}", f"it has {' and '.join(splits)}"
     elif is_local(path):
@@ -53,6 +54,13 @@ def _check_files(path: str) -> tuple[str, str] | None:
     return None
 
 
+def default_split(path: str) -> str:
+    """What is read of a source where nobody says: its training part, or what a builtin set has."""
+    name = path.removeprefix(BUILTIN)
+    splits = _builtin_splits(name) if path.startswith(BUILTIN) and name in builtin_names() else ["train"]
+    return splits[0]
+
+
 def is_local(path: str) -> bool:
     """Whether a source names local files; otherwise it is a builtin set or a hub id (`owner/name`)."""
     if path.startswith(BUILTIN):
@@ -68,19 +76,15 @@ def files(path: str) -> list[Path]:
     return [Path(name) for name in sorted(glob.glob(expanded, recursive=True)) if Path(name).is_file()]
 
 
-def read(path: str, split: str, *, on_bad_rows: str, ledger: Ledger) -> list[Example]:
-    """All rows of one source as records.
+def read(path: str, split: str, *, on_bad_rows: str, ledger: Ledger, most: int | None = None) -> list[Example]:
+    """All rows of one source (the first `most`) as records.
 
     Broken rows stop with UserErrors (the first ten places), or are counted and left out with
-    `on_bad_rows="skip"`. Raises UserError for an empty source.
+    `on_bad_rows="skip"`, as is what stands behind the damage in a file. Raises UserError for an empty source.
     """
-    return whole(path, rows(path, split), on_bad_rows=on_bad_rows, ledger=ledger)
-
-
-def whole(path: str, found: Iterator[tuple[object, object]], *, on_bad_rows: str, ledger: Ledger) -> list[Example]:
-    """The records of some rows of a source; see `read`."""
     examples, errors = [], []
-    for place, row in found:
+    skip_damage = functools.partial(drop_damaged, ledger=ledger) if on_bad_rows == "skip" else None
+    for place, row in itertools.islice(rows(path, split, on_damage=skip_damage), most):
         try:
             examples.append(record(path, str(place), row, ledger))
         except RowError as error:
@@ -113,6 +117,10 @@ def drop_broken(place: object, error: RowError, ledger: Ledger) -> None:
     ledger.drop("broken", place, printable(str(error)))
 
 
+def drop_damaged(error: UserError, ledger: Ledger) -> None:
+    ledger.drop("file unreadable from here on", error.where, error.what)
+
+
 def is_held_out(example: Example, share: float) -> bool:
     """Whether a prompt is for measuring: it is in every run and file, whatever the order of rows."""
     digest = hashlib.sha256(b"holdout" + example.key.encode()).digest()
@@ -125,24 +133,36 @@ def split_holdout(examples: list[Example], share: float) -> tuple[list[Example],
     return train, [example for example in examples if is_held_out(example, share)]
 
 
-def rows(path: str, split: str, *, only_lines: bool = False) -> Iterator[tuple[object, object]]:
+def rows(
+    path: str, split: str, *, only_lines: bool = False, on_damage: Callable[[UserError], None] | None = None
+) -> Iterator[tuple[object, object]]:
     """(place, row) of a source, in its order; a line that is no JSON comes as a RowError.
 
-    With `only_lines` raises NotImplementedError where the slow `datasets` library would have to read.
+    With `only_lines` raises NotImplementedError where the slow `datasets` library would have to read. A file that
+    cannot be read to its end is told to `on_damage`, and the next one follows; without that UserError is raised.
     """
     if path.startswith(BUILTIN):
         yield from _builtin_rows(path.removeprefix(BUILTIN), split)
     elif is_local(path):
         for file in files(path):
             if file.name.endswith(JSON_LINES):
-                yield from Lines([readers.Piece(str(file), 0, None)]).rows()
+                yield from _past_damage(Lines([readers.Piece(str(file), 0, None)]), on_damage)
             elif only_lines:
                 raise NotImplementedError(file.suffix)
             else:
-                yield from tables.Table([tables.file_shard(file)]).rows()
+                yield from _past_damage(tables.Table([tables.file_shard(file)]), on_damage)
     else:
         for part in tables.hub_parts(path, split, 1):
-            yield from part(None).rows()
+            yield from _past_damage(part(None), on_damage)
+
+
+def _past_damage(reader: Reader, on_damage: Callable[[UserError], None] | None) -> Iterator[tuple[object, object]]:
+    try:
+        yield from reader.rows()
+    except UserError as error:
+        if on_damage is None:
+            raise
+        on_damage(error)
 
 
 def parts(path: str, split: str, count: int) -> list[Callable[[list | None], Reader]]:
@@ -196,6 +216,10 @@ def _builtin_rows(name: str, split: str) -> Iterator[tuple[Place, object]]:
                 "source": row["kind"],
             }
             yield Place(f"{BUILTIN}{name}", 0, number), record
+
+
+def _builtin_splits(name: str) -> list[str]:
+    return sorted({row["split"] for _, row in _builtin_file(name)}, reverse=True)  # train first
 
 
 def _builtin_file(name: str) -> list[tuple[int, dict]]:

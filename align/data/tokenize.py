@@ -130,7 +130,10 @@ def _check_shown(text: str, messages: list[dict], tools: list[dict] | None) -> N
 
 
 def encode_prompt(tokenizer, prompt: Prompt, instruction: str | None = None) -> list[int]:
-    """Token ids of the prompt; a template writes its own BOS, plain text gets the tokenizer's."""
+    """Token ids of the prompt; a template writes its own BOS, plain text gets the tokenizer's.
+
+    At least one: something must stand in front of the first token of an answer.
+    """
     text = prompt_text(tokenizer, prompt, instruction)
     bare = tokenizer(text, add_special_tokens=False)["input_ids"]
     if tokenizer.chat_template is not None:
@@ -138,7 +141,8 @@ def encode_prompt(tokenizer, prompt: Prompt, instruction: str | None = None) -> 
     ids = tokenizer(text)["input_ids"]
     # some tokenizers write EOS behind every text; it would end what is about to be answered
     ends = (start + len(bare) for start in range(len(ids)) if bare and ids[start : start + len(bare)] == bare)
-    return ids[: next(ends, len(ids))]
+    empty = [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]  # as GPT-2 begins
+    return ids[: next(ends, len(ids))] or empty
 
 
 def encode_response(
@@ -234,15 +238,30 @@ def _turn_end(tokenizer, template: str) -> tuple[str, str]:
 
 def _count_token_problems(tokenizer, example: Example, prompt_ids: Sequence[int], ledger: Ledger) -> None:
     """Counts what is wrong with the special tokens of a row; it is used all the same."""
-    bos = tokenizer.bos_token_id
-    if bos is not None and list(prompt_ids[:2]) == [bos, bos]:
+    if has_double_bos(tokenizer, prompt_ids):
         ledger.drop("BOS written twice: by the template or the text, and by the tokenizer", example.place)
+    if lacks_bos(tokenizer, prompt_ids):
+        ledger.drop("BOS missing: the tokenizer begins texts with it, the chat template does not", example.place)
     if tokenizer.chat_template is not None and not turn_end(tokenizer):
         ledger.drop("EOS put behind answers: the chat template writes none", example.place)
     prompt = [example.prompt] if isinstance(example.prompt, str) else [message[1] for message in example.prompt]
     texts = [*prompt, *(response.text for response in example.responses)]
     if any(token in text for token in _special_tokens(tokenizer) for text in texts):
         ledger.drop("special token spelled in a text", example.place)
+
+
+def has_double_bos(tokenizer, prompt_ids: Sequence[int]) -> bool:
+    return tokenizer.bos_token_id is not None and list(prompt_ids[:2]) == [tokenizer.bos_token_id] * 2
+
+
+def lacks_bos(tokenizer, prompt_ids: Sequence[int]) -> bool:
+    return _begins_texts(tokenizer) and prompt_ids[0] != tokenizer.bos_token_id
+
+
+@functools.lru_cache(maxsize=8)
+def _begins_texts(tokenizer) -> bool:
+    """Whether the tokenizer puts its BOS in front of a text."""
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 @functools.lru_cache(maxsize=8)

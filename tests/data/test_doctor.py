@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from align.cli import run
 from align.data import doctor
 from align.data.doctor import examine
 from align.data.doctor_checks import CHECKS, ends_well, is_broken, mended, refuses, stripped
 from align.data.examples import parse_row, to_row
+from align.doctor_command import table
 from align.errors import UserError
 from tests import tiny
 
@@ -124,7 +128,63 @@ def test_template_without_an_end(tmp_path):
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     report = found(clean(), tmp_path, tokenizer=tiny.tokenizer(bare))
-    assert set(report.counts) == {"missing EOS"}
+    assert report.counts == {"missing EOS": 80} and report.places["missing EOS"][0].endswith("my.jsonl:1")
+
+
+@pytest.mark.parametrize(("begin", "check"), [("", "missing BOS"), ("<s>", None), ("<s><s>", "double BOS")])
+def test_template_and_tokenizer_about_the_begin(begin, check, tmp_path):
+    tokenizer = tiny.tokenizer(begin + tiny.CHATML)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    number = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", number)])
+    assert found(clean(), tmp_path, tokenizer=tokenizer).counts == ({check: 80} if check else {})
+
+
+def calling(name: str, city: str) -> dict:
+    call = {"type": "function", "function": {"name": name, "arguments": {"city": city}}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+def test_answers_that_only_call_a_tool_are_told_apart(tmp_path):
+    """They have no text: what they call says whether they are the same."""
+    rows = [
+        {"prompt": [{"role": "user", "content": f"What is the weather in {city}?"}],
+         "chosen": [calling("weather", city)], "rejected": [calling("weather", "Nowhere")]}
+        for city in ("Rome", "Oslo", "Lima", "Bern")
+    ]  # fmt: skip
+    same = {"prompt": rows[0]["prompt"][:1], "chosen": rows[0]["rejected"], "rejected": rows[0]["rejected"]}
+    kept = []
+    report = found([*rows, same | {"prompt": [{"role": "user", "content": "And here?"}]}], tmp_path, tokenizer=None,
+                   fix=kept.append)  # fmt: skip
+    assert report.counts == {"identical positive and negative": 1}
+    assert report.places["identical positive and negative"] == [f"{tmp_path}/my.jsonl:5"]
+    assert [len(example.responses) for example in kept] == [2, 2, 2, 2]
+    assert kept[0] == parse_row(rows[0], source=str(tmp_path / "my.jsonl"), place=kept[0].place)
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_told_with_the_rest(tmp_path):
+    lines = "".join(json.dumps(row) + "\n" for row in clean(400)).encode()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines)[:-3000])
+    write(tmp_path / "b.jsonl", PLANTED["duplicate row"](clean()))
+    report = examine([(f"{tmp_path}/*", "train")])
+    assert report.counts["unreadable file"] == 1 and report.has_faults and report.counts["duplicate row"]
+    (place,) = report.places["unreadable file"]
+    assert place.startswith(f"{tmp_path}/a.jsonl.gz:") and "cannot be read to its end" in place
+
+
+def test_empty_prompts(tmp_path):
+    rows = [row | {"prompt": ""} for row in clean()]
+    assert found(rows, tmp_path).counts == {"empty prompt": 80}
+
+
+@pytest.mark.parametrize("good", [True, False], ids=["positives", "negatives alone"])
+def test_a_negative_of_a_word_among_long_ones(good, tmp_path):
+    rows = [{"prompt": row["prompt"], "negatives": [f"{row['positives'][0]} {row['negatives'][0]}"]} for row in clean()]
+    rows[40]["negatives"] = ["No."]
+    if good:
+        rows = [row | {"positives": [f"{row['prompt']} It is so, as all of these say."]} for row in rows]
+    report = found(rows, tmp_path)
+    assert report.places["too-short negative"] == [f"{tmp_path}/my.jsonl:41"]
 
 
 def test_near_duplicates_across_train_and_eval(tmp_path):
@@ -134,6 +194,14 @@ def test_near_duplicates_across_train_and_eval(tmp_path):
     report = found(rows, tmp_path, evaluated=[(other, "train")])
     assert report.places["near-duplicate of a held-out row"] == [f"{tmp_path}/my.jsonl:12 ({other}:1)"]
     assert set(report.counts) == {"near-duplicate of a held-out row"}
+
+
+def test_the_same_question_with_other_answers(tmp_path):
+    rows = clean()
+    held = {"prompt": rows[11]["prompt"].upper(), "positives": ["Nobody knows it."], "negatives": ["All know it well."]}
+    other = write(tmp_path / "eval.jsonl", [held])
+    report = found(rows, tmp_path, evaluated=[(other, "train")])
+    assert report.places["near-duplicate of a held-out row"] == [f"{tmp_path}/my.jsonl:12 ({other}:1)"]
 
 
 def test_near_duplicates_across_the_held_out_share(tmp_path):
@@ -149,10 +217,7 @@ def test_near_duplicates_across_the_held_out_share(tmp_path):
 
 def test_the_repaired_set_is_clean(tmp_path):
     rows = [dict(row) for row in clean()]
-    for check in PLANTED:
-        if check not in ("truncated response", "identical after truncation", "too-short negative",
-                         "ends in mid-sentence", "alike positive and negative"):  # fmt: skip
-            rows = PLANTED[check](rows) if check in ("broken row",) else rows
+    rows = PLANTED["broken row"](rows)
     rows[3]["negatives"] = list(rows[3]["positives"])
     rows[5]["positives"] = [f"The caf\u00c3\u00a9 is open.{tiny.END}"]
     rows.insert(9, rows[2])
@@ -249,6 +314,36 @@ def test_what_the_data_says_is_escaped(tmp_path, capsys):
         row["positives"] = [f"\x1b[31m one two three four {row['positives'][0]}"]
     out = command(write(tmp_path / "my.jsonl", rows), capsys=capsys)[1]
     assert "\x1b" not in out and "\\x1b[31m one two three four" in out
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_its_terminal(width, tmp_path, monkeypatch, capsys):
+    rows = [*PLANTED["broken encoding"](clean()), '{"prompt": "cut off']
+    monkeypatch.chdir(tmp_path)
+    write(Path("my.jsonl"), rows)
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = command("my.jsonl", capsys=capsys)[1]
+    assert max(map(len, out.splitlines())) <= width and "\x1b" not in out
+    assert "         my.jsonl:41" in out.splitlines()
+
+
+def test_colour_says_nothing_of_its_own(tmp_path):
+    report = found(PLANTED["broken encoding"](clean()), tmp_path)
+    plain, coloured = table(report), table(report, in_colour=True)
+    assert "\x1b[1;31mFAULT" in coloured and re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_long_path_is_not_broken(width, tmp_path):
+    rows, path = PLANTED["broken row"](clean()), tmp_path / ("x" * 120 + ".jsonl")
+    out = table(examine([(write(path, rows), "train")]), width)
+    assert f"{path}:41:" in out
+
+
+@pytest.mark.parametrize("name", ["unwanted", "pairs", "benign"])
+def test_the_builtin_sets_have_no_fault(name, capsys):
+    code, out, _ = command(f"builtin:{name}", capsys=capsys)
+    assert code == 0 and "FAULT" not in out and "warning" not in out
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ import pytest
 
 from align.data import sources
 from align.data.examples import Example, Response, RowError, Step, parse_row
-from align.errors import UserError
 
 PLACE = "my.jsonl:7"
 
@@ -404,13 +403,20 @@ def test_real_rows(name, real):
         assert example.texts("sample") == [] and example.source == row["source"]
 
 
-def test_real_rows_without_prompt_are_refused_one_by_one(real):
-    """BLiMP's sentences answer nothing; a row must have a prompt."""
+def test_real_rows_without_a_prompt(real):
+    """BLiMP's sentences answer nothing: they stand alone."""
     ledger, file = sources.Ledger(), real / "blimp.jsonl"
-    with pytest.raises(UserError, match="holds no usable row"):
-        sources.read(str(file), "train", on_bad_rows="skip", ledger=ledger)
-    assert (ledger.read, ledger.dropped) == (700, {"broken": 700})
-    assert ledger.places["broken"][1] == f"{file}:2: 'prompt' is empty"
+    examples = sources.read(str(file), "train", on_bad_rows="stop", ledger=ledger)
+    assert (ledger.read, len(examples), ledger.dropped) == (700, 700, {})
+    assert {example.prompt for example in examples} == {""}
+
+
+def test_an_empty_prompt_is_kept_where_the_row_says_so():
+    """In front of a transcript that both answers begin with, it is none."""
+    assert parse({"prompt": "", "chosen": "a", "rejected": "b"}).prompt == ""
+    assert parse({"prompt": "", "negatives": ["a"]}).prompt == ""
+    both = {"chosen": f"{DIALOGUE} a", "rejected": f"{DIALOGUE} b"}
+    assert parse(both | {"prompt": ""}) == parse(both) and parse(both).prompt[0] == ("user", "Hi there")
 
 
 def test_real_dialogues_become_messages(real):

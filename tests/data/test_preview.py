@@ -124,6 +124,21 @@ def test_the_page_is_whole_and_safe(tmp_path):
         assert word in found
 
 
+def test_an_answer_that_was_dropped_is_passed_over(tmp_path):
+    """The template writes the prompt otherwise before one of two answers; the other one is cut, and shown so."""
+    odd = "{% if messages[-1].content == 'odd' %}{{ 'x' }}{% endif %}"
+    tokenizer = tiny.tokenizer(odd + tiny.CHATML)
+    file = tmp_path / "my.jsonl"
+    file.write_text(json.dumps({"prompt": "Hi", "negatives": ["odd", "abcdefghij" * 9]}))
+    recipe = Recipe(
+        name="test", objective={"name": "npo"}, output="nowhere", eval=Eval(holdout=0.0),
+        data=Data(sources=[Source(path=str(file))], max_length=100),
+    )  # fmt: skip
+    (view,) = _views(Encoder(recipe, tokenizer, objectives.load("npo")()), tokenizer)
+    assert view.remarks == ("response dropped: prompt boundary unclear (1)", "response truncated (1)")
+    assert [len(response.cut) > 5 for response in view.responses] == [True]
+
+
 def test_only_what_is_shown_is_read(tmp_path, monkeypatch, capsys, tiny_model):
     file = tmp_path / "my.jsonl"
     good = {"prompt": "a", "positives": ["b"], "negatives": ["c"]}

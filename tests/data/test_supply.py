@@ -120,7 +120,7 @@ def test_a_source_that_cannot_be_looked_at_may_hold_everything(tmp_path):
     assert lacking([local], {"positives"}) == {"positives": 1}
 
 
-@pytest.mark.parametrize("broken", ["{", {"prompt": "Hi"}, {"prompt": "", "negatives": ["No"]}, "3"])
+@pytest.mark.parametrize("broken", ["{", {"prompt": "Hi"}, {"prompt": " ", "negatives": ["No"]}, "3"])
 def test_broken_rows_have_messages_of_their_own(look, broken):
     assert look([one("negative"), broken], {"positives"}) == {}
 

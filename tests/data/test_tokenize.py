@@ -288,6 +288,32 @@ def test_prompt_rendered_differently_before_an_answer_is_counted(template):
     assert ledger.places == {"response dropped: prompt boundary unclear": ["my.jsonl:7", "my.jsonl:7"]}
 
 
+def beginning(template: str | None) -> PreTrainedTokenizerFast:
+    """A tokenizer that begins texts with BOS, as Llama's does."""
+    special = ("<s>", "<|im_start|>", "<|im_end|>")
+    return build(special, template=template, around="<s> $A", bos_token="<s>", eos_token="<|im_end|>")
+
+
+@pytest.mark.parametrize(("template", "reasons"), [
+    (tiny.CHATML, {"BOS missing: the tokenizer begins texts with it, the chat template does not"}),
+    ("{{ bos_token }}" + tiny.CHATML, set()),
+    ("{{ bos_token + bos_token }}" + tiny.CHATML, {
+        "BOS written twice: by the template or the text, and by the tokenizer"
+    }),
+])  # fmt: skip
+def test_bos_is_looked_at_in_every_row(template, reasons):
+    row, ledger = encode(beginning(template), Response("Yes", "positive"), Response("No", "negative"))
+    assert len(row.responses) == 2 and ledger.dropped == dict.fromkeys(reasons, 1)
+
+
+def test_an_answer_without_a_prompt_has_a_token_in_front():
+    """BOS where there is one, otherwise EOS, as GPT-2's texts are parted."""
+    for tokenizer, first in ((beginning(None), "<s>"), (tiny.tokenizer(None), tiny.END)):
+        ids = encode_prompt(tokenizer, "")
+        assert tokenizer.convert_ids_to_tokens(ids) == [first]
+        assert encode_response(tokenizer, "", ids, "No")[-1] == tokenizer.eos_token_id
+
+
 # The instruction for sampling
 
 
