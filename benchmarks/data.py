@@ -9,6 +9,7 @@ Every case runs in a process of its own, whose peak memory is what is printed. P
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import resource
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 if __name__ == "__main__":  # run as a file: the project on the path in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -42,14 +44,15 @@ def write(file: Path, *, rows: int = 0, size: int = 0, words: int = 60) -> int:
     return number
 
 
-def recipe_for(file: Path, folder: Path):
-    """A recipe for the embedded model that streams the file."""
+def recipe_for(file: Path, folder: Path, max_steps: str = "null"):
+    """A recipe for the embedded model that streams the file; a tenth of its prompts is held out, and counted."""
     from align import recipe
 
     text = (
         f"name: data\nmodel: {{path: smollm2-135m-instruct, adapter: {{rank: 4}}}}\n"
         f"data: {{sources: [{file}], streaming: always}}\nobjective: {{name: dpo}}\n"
-        f"train: {{prompts_per_step: 16}}\neval: {{holdout: 0, sources: []}}\noutput: {folder / 'run'}\n"
+        f"train: {{prompts_per_step: 16, max_steps: {max_steps}}}\n"
+        f"eval: {{sources: [], holdout: 0.1, generate: 0}}\noutput: {folder / 'run'}\n"
     )
     (folder / "data.yaml").write_text(text)
     return recipe.load(folder / "data.yaml")
@@ -87,6 +90,28 @@ def stream(file: Path, folder: Path) -> dict:
     rows, seconds = (step - 20) * 16, time.perf_counter() - started
     return {"bytes": file.stat().st_size, "rows_per_second_tokenised": tokenised,
             "rows_per_second_read_and_shuffled": rows / seconds}  # fmt: skip
+
+
+def train(file: Path, folder: Path) -> dict:
+    """Some steps of training: the share of a step that goes into reading, shuffling and tokenising its rows."""
+    from align import job
+    from align.data.steps import Steps
+
+    spent, real = [], Steps.__getitem__
+
+    def timed(steps, number):
+        started = time.perf_counter()
+        found = real(steps, number)
+        spent.append(time.perf_counter() - started)
+        return found
+
+    Steps.__getitem__ = timed
+    with contextlib.redirect_stdout(sys.stderr):
+        job.train(recipe_for(file, folder, max_steps="6"))
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    trained = [line["tokens"] / line["tokens_per_second"] for line in lines]  # forward and backward
+    return {"seconds_of_the_first_step_for_its_rows": spent[0], "seconds_a_step_for_its_rows": median(spent[1:]),
+            "seconds_a_step_for_training": median(trained[1:])}  # fmt: skip
 
 
 def save(file: Path, folder: Path) -> dict:
@@ -127,7 +152,7 @@ def doctor(file: Path, folder: Path) -> dict:
     return {"rows": json.loads(result.stdout)["rows"], "seconds": time.perf_counter() - started}
 
 
-CASES = {case.__name__: case for case in (stream, save, resume, doctor)}
+CASES = {case.__name__: case for case in (stream, train, save, resume, doctor)}
 
 
 def measured(name: str, file: Path, folder: Path) -> dict:
@@ -153,7 +178,8 @@ def main() -> None:
         for gigabytes in given.gigabytes:
             rows = write(file, size=int(gigabytes * 1e9))
             result["stream"].append({"rows": rows, **measured("stream", file, folder)})
-        write(file, rows=1_100_000, words=12)
+        result["train"] = measured("train", file, folder)
+        write(file, rows=1_300_000, words=12)
         result["resume_at_row_1000000"] = measured("save", file, folder) | measured("resume", file, folder)
         write(file, rows=60_000)
         result["doctor"] = measured("doctor", file, folder)

@@ -122,8 +122,12 @@ def drop_damaged(error: UserError, ledger: Ledger) -> None:
 
 
 def is_held_out(example: Example, share: float) -> bool:
-    """Whether a prompt is for measuring: it is in every run and file, whatever the order of rows."""
-    digest = hashlib.sha256(b"holdout" + example.key.encode()).digest()
+    """Whether a prompt is for measuring: it is in every run and file, whatever the order of rows.
+
+    Rows without a prompt would all be on one side; there the answers decide.
+    """
+    alone = "".join(response.said for response in example.responses) if example.prompt == "" else ""
+    digest = hashlib.sha256(b"holdout" + (example.key + alone).encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 

@@ -103,6 +103,7 @@ def _open(path: str, **options):
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # an error is raised, too, and told once
     try:
         return datasets.load_dataset(path, streaming=True, **options)
     except Exception as error:  # see Table

@@ -190,7 +190,7 @@ def test_a_corrupt_archive_says_where_and_can_be_passed_over(tmp_path):
     assert [row["n"] for _, row in reader.rows()] == list(range(1000, 2000))
 
 
-def test_a_table_that_breaks_is_named_and_can_be_passed_over(tmp_path):
+def test_a_table_that_breaks_is_named_and_can_be_passed_over(tmp_path, capfd):
     """Three files in one part: the rows of the first and the third come, the second is named."""
     all_kinds(tmp_path)
     second = tmp_path / "1.parquet"
@@ -201,6 +201,7 @@ def test_a_table_that_breaks_is_named_and_can_be_passed_over(tmp_path):
         for place, _ in reader.rows():
             found.append(str(place))
     assert found == [f"{tmp_path}/0.parquet:row {n}" for n in range(1, 11)]
+    assert not capfd.readouterr().err, "the library has not said it, too"
     reader.next_piece()
     assert [str(place) for place, _ in reader.rows()] == [f"{tmp_path}/2.parquet:row {n}" for n in range(1, 21)]
 

@@ -16,7 +16,7 @@ else:
     from backports import zstd
 
 from align.data import sources
-from align.data.examples import Example
+from align.data.examples import Example, parse_row
 from align.data.ledger import Ledger
 from align.data.sources import HELD_OUT, check, split_holdout
 from align.errors import UserError, UserErrors, shorten
@@ -302,6 +302,13 @@ def test_a_file_that_exists_goes_before_a_hub_id(tmp_path, monkeypatch):
     (tmp_path / "owner").mkdir()
     (tmp_path / "owner" / "name").touch()
     assert sources.is_local("owner/name") and check("owner/name", "train")[0].startswith("owner/name is of no kind")
+
+
+def test_rows_without_a_prompt_are_on_both_sides_of_the_hold_out():
+    examples = [parse_row({"prompt": "", "negatives": [f"No {n}."]}, source="s", place="p") for n in range(400)]
+    train, aside = split_holdout(examples, 0.25)
+    assert 60 < len(aside) < 140 and len(train) + len(aside) == 400
+    assert split_holdout(examples[::-1], 0.25)[1] == aside[::-1]
 
 
 # Several files
