@@ -207,9 +207,6 @@ def plan_steps(recipe: Recipe, rows: Rows | Streams, tokenizer, run: RunFolder, 
     options, state = recipe.train, PartialState()
     feed, sampler = rows.feed(recipe), None
     if "samples" in objective.needs:
-        if isinstance(rows, Streams) and not recipe.sampling.every:
-            fix = "draw as the run goes on: sampling.every=N"
-            raise UserError("data.streaming", "samples cannot be drawn at the start for rows that are streamed", fix)
         sampler = Sampler(
             feed, tokenizer, recipe.sampling, seed=options.seed, max_length=recipe.data.max_length,
             folder=run.samples, ledger=rows.ledger, equal_calls=is_deepspeed_zero3_enabled(),

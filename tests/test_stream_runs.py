@@ -72,8 +72,14 @@ def alone(tiny_model, data, tmp_path_factory) -> Path:
     return trained(write(folder, tiny_model, data), folder / "run", TRAIN)
 
 
-def test_two_ranks_train_the_same_steps(alone, tiny_model, data, tmp_path):
-    other = trained(write(tmp_path, tiny_model, data), tmp_path / "run", TWO_RANKS)
+@pytest.fixture(scope="module")
+def on_two(tiny_model, data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    return trained(write(folder, tiny_model, data), folder / "run", TWO_RANKS)
+
+
+def test_two_ranks_train_the_same_steps(alone, on_two):
+    other = on_two
     assert losses(other) == pytest.approx(losses(alone), abs=1e-5) and len(losses(alone)) == STEPS
     assert len({round(loss, 4) for loss in losses(alone)}) == STEPS, "steps too alike to tell them apart"
     assert became(other) == became(alone) and became(alone)["dropped"]
@@ -104,14 +110,12 @@ def kill_somewhere(command: list[str], recipe: Path, folder: Path, draw: random.
 
 @pytest.mark.parametrize("command", [TRAIN, TWO_RANKS], ids=["one-process", "two-ranks"])
 @pytest.mark.parametrize("streaming", ["always", "never"])
-def test_killed_at_random_moments_and_resumed(command, streaming, alone, tiny_model, data, tmp_path):
+def test_killed_at_random_moments_and_resumed(command, streaming, alone, on_two, tiny_model, data, tmp_path):
     """To the last bit as the run that nobody killed; each time killed somewhere else, also within a checkpoint."""
     recipe, draw = write(tmp_path, tiny_model, data, streaming), random.Random(f"{streaming}{len(command)}")
-    whole = tmp_path / "whole"
-    if (command, streaming) == (TRAIN, "always"):
-        whole = alone
-    else:
-        trained(recipe, whole, command)
+    whole = alone if command == TRAIN else on_two
+    if streaming == "never":
+        whole = trained(recipe, tmp_path / "whole", command)
     killed = tmp_path / "killed"
     steps = [kill_somewhere(command, recipe, killed, draw)]
     train(command, recipe, f"output={killed}", "train.resume=true")
@@ -119,30 +123,26 @@ def test_killed_at_random_moments_and_resumed(command, streaming, alone, tiny_mo
     assert became(killed) == became(whole)
 
 
-def test_resumed_on_another_number_of_ranks(alone, tiny_model, data, tmp_path):
-    recipe, folder = write(tmp_path, tiny_model, data), tmp_path / "run"
-    train(TWO_RANKS, recipe, f"output={folder}", "train.max_steps=12", "train.hf={max_grad_norm: 1.0}")
-    kept = sorted((folder / "checkpoints").glob("step-*"))
+def test_resumed_on_another_number_of_ranks(alone, on_two, tiny_model, data, tmp_path):
+    recipe, again = write(tmp_path, tiny_model, data), tmp_path / "again"
+    kept = sorted((on_two / "checkpoints").glob("step-*"))
     assert [path.name for path in kept] == ["step-11", "step-12"]
-    again = tmp_path / "again"
     train(TRAIN, recipe, f"output={again}", f"train.resume={kept[0]}")
     assert losses(again)[-1] == pytest.approx(losses(alone)[-1], abs=1e-5)
 
 
 def test_samples_of_a_stream(tiny_model, data, tmp_path):
-    """D2O draws for three steps at a time, is killed, and goes on to the last bit."""
+    """D2O draws for three steps at a time on two ranks, is killed, and goes on to the last bit."""
     recipe = write(tmp_path, tiny_model, data, objective="d2o")
     options = ("sampling={k: 2, max_new_tokens: 6, every: 3}", "train.max_steps=7")
-    refused = run(TRAIN, recipe, f"output={tmp_path / 'refused'}")
-    assert refused.returncode == 2 and "data.streaming: samples cannot be drawn at the start" in refused.stderr
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    trained(recipe, whole, TRAIN, *options)
-    process = start(TRAIN, recipe, f"output={killed}", *options)
+    trained(recipe, whole, TWO_RANKS, *options)
+    process = start(TWO_RANKS, recipe, f"output={killed}", *options)
     while len(metrics(killed)) < 5 if (killed / "metrics.jsonl").exists() else True:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     kill(process)
-    train(TRAIN, recipe, f"output={killed}", *options, "train.resume=true")
+    train(TWO_RANKS, recipe, f"output={killed}", *options, "train.resume=true")
     assert timeless(killed) == timeless(whole) and len(timeless(whole)) == 7
 
 
@@ -158,11 +158,8 @@ def test_references_of_a_stream_are_built_ahead(tiny_model, data, tmp_path):
 
 
 def test_a_setting_that_would_lose_the_place(alone, tiny_model, data, tmp_path):
-    recipe, folder = write(tmp_path, tiny_model, data), tmp_path / "run"
-    train(TRAIN, recipe, f"output={folder}")
-    (step,) = sorted((folder / "checkpoints").glob("step-11"))
     memory = write(tmp_path, tiny_model, data, "never")
-    result = run(TRAIN, memory, f"output={tmp_path / 'other'}", f"train.resume={step}")
+    result = run(TRAIN, memory, f"output={tmp_path / 'other'}", f"train.resume={alone / 'checkpoints' / 'step-11'}")
     assert result.returncode == 2, result.stderr[-2000:]
     assert "data.streaming: the checkpoint's run streamed its rows; resume with the same setting" in result.stderr
 

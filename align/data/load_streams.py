@@ -72,6 +72,9 @@ class Streams:
     """Stands where `load.Rows` does for rows in memory."""
 
     def __init__(self, recipe: Recipe, tokenizer, objective: Objective):
+        if "samples" in objective.needs and not recipe.sampling.every:
+            fix = "draw as the run goes on: sampling.every=N"
+            raise UserError("data.streaming", "samples cannot be drawn at the start for rows that are streamed", fix)
         self.recipe, self.encoder, self.objective = recipe, Encoder(recipe, tokenizer, objective), objective
         self.ledger = Ledger()  # what all ranks count alike
         counted = Ledger()  # of the look: its rows are read again

@@ -157,13 +157,14 @@ def rows_in(files: Sequence[Path]) -> float:
 def _first_rows(file: Path) -> tuple[int, int]:
     """(rows in the first block of a file, bytes of the file that it takes)"""
     opener, errors = _opener(file)
-    try:
-        with open(file, "rb") as raw, opener(raw, "rb") if is_packed(file.name) else raw as data:
-            head = data.read(_BLOCK)
-            is_whole = len(head) < _BLOCK  # the last line may have no line break
-            return head.count(b"\n") + (is_whole and head[-1:] not in (b"", b"\n")), raw.tell()
-    except errors as error:
-        raise UserError(str(file), f"cannot be read: {shorten(error)}", "copy the file again") from None
+    rows, size, last = 0, 0, b"\n"
+    with open(file, "rb") as raw, opener(raw, "rb") if is_packed(file.name) else raw as data:
+        try:
+            while size < _BLOCK and (block := data.read(_BLOCK // 16)):
+                rows, size, last = rows + block.count(b"\n"), size + len(block), block[-1:]
+        except errors:
+            pass  # where it is damaged, and what then, is for who reads the rows
+        return rows + (size < _BLOCK and last != b"\n"), raw.tell()  # the last line may have no line break
 
 
 def is_packed(file: str) -> bool:

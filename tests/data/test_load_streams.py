@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
 import itertools
 import json
 from collections import Counter
@@ -11,6 +13,7 @@ import pytest
 
 from align import objectives
 from align.data import load_streams
+from align.data.ledger import Ledger
 from align.data.load import load
 from align.data.load_streams import Streams, is_streamed
 from align.errors import UserError
@@ -250,3 +253,36 @@ def test_no_usable_row(tmp_path):
     rows = [{"prompt": "a", "negatives": ["b"]}] * 3
     with pytest.raises(UserError, match=r"no row can be used \(row dropped: no positives: 3\)"):
         streams(recipe(write(tmp_path / "my.jsonl", rows)))
+
+
+def test_samples_of_rows_to_come_cannot_be_drawn_at_the_start(tmp_path):
+    given = recipe(write(tmp_path / "my.jsonl", pairs(9)), objective="d2o")
+    with pytest.raises(UserError, match=r"^data\.streaming: samples cannot be drawn at the start .*sampling\.every=N$"):
+        streams(given)
+    drawn = dataclasses.replace(given, sampling=dataclasses.replace(given.sampling, every=2))
+    assert len(streams(drawn).feed(drawn)) == 3
+
+
+@pytest.mark.parametrize("on_bad_rows", ["stop", "skip"])
+@pytest.mark.parametrize("how", ["always", "never"])
+def test_a_damaged_archive_among_whole_ones(on_bad_rows, how, tmp_path):
+    """No half of it is trained on in silence; where the good rows are wanted they are used, and the damage told."""
+    for n, text in enumerate("".join(json.dumps(row) + "\n" for row in pairs(900, f"p{n}-")) for n in range(2)):
+        (tmp_path / f"{n}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    first = tmp_path / "0.jsonl.gz"
+    first.write_bytes(first.read_bytes()[:-1500])
+    given = recipe(f"{tmp_path}/*.gz", streaming=how, on_bad_rows=on_bad_rows, max_steps=600)
+
+    def rows() -> Ledger:
+        found = (Streams if how == "always" else load)(given, TOKENIZER, objectives.load("dpo")())
+        feed = found.feed(given)
+        seen = {row.example.prompt for step in range(len(feed)) for row in feed.rows(step)}
+        assert {f"p1-{n}" for n in range(900)} <= seen and 900 < len(seen) < 1800
+        return feed.everything(found.ledger)
+
+    if on_bad_rows == "stop":
+        with pytest.raises(UserError, match=rf"^{first}:\d+: cannot be read to its end: .*; copy the file again$"):
+            rows()
+    else:
+        (place,) = rows().places["file unreadable from here on"][:1]
+        assert place.startswith(f"{first}:") and "cannot be read to its end" in place
