@@ -34,6 +34,7 @@ class Ledger:
 
     def _keep(self, reason: str, more: list[Where]) -> None:
         places = self.first.setdefault(reason, [])
+        more = [one for one in more if one not in places]  # a row may come again, in another epoch
         if len(places) == SHOWN and all(_order(places[-1]) <= _order(one) for one in more):
             return
         places += more

@@ -116,7 +116,7 @@ class Streams:
         for source, size in zip(recipe.retain.sources, sizes, strict=True):
             parse = partial(self._parse, source, holds_out=False)
             channels.append(self._channel(source.path, source, size, parse, self._encode_retain, ledger, dealt))
-            weights.append(source.weight * (1.0 if None in sizes else size))
+            weights.append(source.weight * (1.0 if None in sizes else max(size, 1.0)))
             if not any(one.texts("positive") for one in self._first_rows(source, Ledger())):
                 raise no_retain_rows()
         return StreamFeed(channels, Mixture(fixed(weights), recipe.retain.prompts_per_step), steps, ledger=ledger)
@@ -130,7 +130,9 @@ class Streams:
         share = 0.0 if source.path.startswith(sources.BUILTIN) else self.recipe.eval.holdout
         train, aside = sources.split_holdout(found, share)
         size = sources.size(source.path, source.split)
-        look = _Look(source, size and size * (1 - share), held_out=aside[:_HELD_OUT])
+        if size is not None:  # an estimate, and where files are damaged a poor one: so many are there at least
+            size = max(size, len(found)) * (1 - share)
+        look = _Look(source, size, held_out=aside[:_HELD_OUT])
         for example in train:
             for part in by_role(example) if self.recipe.data.mix else [example]:
                 look.rows += self.encoder.training_rows(part, counted)

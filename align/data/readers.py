@@ -160,7 +160,7 @@ def _first_rows(file: Path) -> tuple[int, int]:
     rows, size, last = 0, 0, b"\n"
     with open(file, "rb") as raw, opener(raw, "rb") if is_packed(file.name) else raw as data:
         try:
-            while size < _BLOCK and (block := data.read(_BLOCK // 16)):
+            while size < _BLOCK and (block := data.read(_BLOCK // 1024)):
                 rows, size, last = rows + block.count(b"\n"), size + len(block), block[-1:]
         except errors:
             pass  # where it is damaged, and what then, is for who reads the rows

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from align import objectives
-from align.data import load_streams
+from align.data import load_streams, sources
 from align.data.ledger import Ledger
 from align.data.load import load
 from align.data.load_streams import Streams, is_streamed
@@ -265,19 +265,20 @@ def test_samples_of_rows_to_come_cannot_be_drawn_at_the_start(tmp_path):
 
 @pytest.mark.parametrize("on_bad_rows", ["stop", "skip"])
 @pytest.mark.parametrize("how", ["always", "never"])
-def test_a_damaged_archive_among_whole_ones(on_bad_rows, how, tmp_path):
+@pytest.mark.parametrize("cut", [1500, 9])
+def test_a_damaged_archive_among_whole_ones(on_bad_rows, how, cut, tmp_path):
     """No half of it is trained on in silence; where the good rows are wanted they are used, and the damage told."""
     for n, text in enumerate("".join(json.dumps(row) + "\n" for row in pairs(900, f"p{n}-")) for n in range(2)):
         (tmp_path / f"{n}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     first = tmp_path / "0.jsonl.gz"
-    first.write_bytes(first.read_bytes()[:-1500])
+    first.write_bytes(first.read_bytes()[:-cut])
     given = recipe(f"{tmp_path}/*.gz", streaming=how, on_bad_rows=on_bad_rows, max_steps=600)
 
     def rows() -> Ledger:
         found = (Streams if how == "always" else load)(given, TOKENIZER, objectives.load("dpo")())
         feed = found.feed(given)
         seen = {row.example.prompt for step in range(len(feed)) for row in feed.rows(step)}
-        assert {f"p1-{n}" for n in range(900)} <= seen and 900 < len(seen) < 1800
+        assert {f"p1-{n}" for n in range(900)} <= seen and 900 < len(seen) <= 1800
         return feed.everything(found.ledger)
 
     if on_bad_rows == "stop":
@@ -286,3 +287,11 @@ def test_a_damaged_archive_among_whole_ones(on_bad_rows, how, tmp_path):
     else:
         (place,) = rows().places["file unreadable from here on"][:1]
         assert place.startswith(f"{first}:") and "cannot be read to its end" in place
+
+
+def test_an_archive_that_breaks_at_once_has_the_rows_that_were_seen(tmp_path, monkeypatch):
+    """The estimate of its size is nothing, and must not be what sources are mixed by."""
+    monkeypatch.setattr(sources, "size", lambda path, split: 0.0)
+    given = recipe(write(tmp_path / "my.jsonl", pairs(9)), retain=write(tmp_path / "retain.jsonl", pairs(3)))
+    found = streams(given)
+    assert len(found.feed(given)) == 3 and found.retain_feed(given, 3).rows(0)

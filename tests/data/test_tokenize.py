@@ -285,7 +285,7 @@ def test_prompt_rendered_differently_before_an_answer_is_counted(template):
     row, ledger = encode(chatml(template), Response("Yes", "positive"), Response("No", "negative"))
     assert row.responses == ()
     assert ledger.dropped == {"response dropped: prompt boundary unclear": 2}
-    assert ledger.places == {"response dropped: prompt boundary unclear": ["my.jsonl:7", "my.jsonl:7"]}
+    assert ledger.places == {"response dropped: prompt boundary unclear": ["my.jsonl:7"]}
 
 
 def beginning(template: str | None) -> PreTrainedTokenizerFast:
