@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from align.data import mixture, sources
@@ -41,6 +41,7 @@ class Rows:
     retain_weights: list[float]
     held_out: list[HeldOutSet]
     ledger: Ledger
+    paths: list[str] = field(default_factory=list)  # the source of each of `train`
     both_roles: bool = True  # no step may bring answers of one role alone, if there are some of both
 
     def summary(self) -> str:
@@ -57,14 +58,15 @@ class Rows:
         roles = [roles_of(row) for row in self.train]
         titles = [title for title in ROLES if title in set(roles)]
         if len(titles) == 1 or (mix is None and not self.both_roles):
-            return PlannedFeed(self.train, StepPlan(self.weights, **given))
+            return PlannedFeed(self.train, StepPlan(self.weights, **given), self.paths)
         group_of = [titles.index(one) for one in roles]
         sums = [sum(w for w, own in zip(self.weights, group_of, strict=True) if own == g) for g in range(len(titles))]
 
         def mixed(steps: int) -> Mixture:
             return mix_of(recipe, titles, sums, steps)
 
-        return PlannedFeed(self.train, StepPlan(self.weights, groups=titles, group_of=group_of, mixture=mixed, **given))
+        plan = StepPlan(self.weights, group_of=group_of, mixture=mixed, **given)
+        return PlannedFeed(self.train, plan, [f"{path}: {one}" for path, one in zip(self.paths, roles, strict=True)])
 
     def retain_feed(self, recipe: Recipe, steps: int) -> PlannedFeed | None:
         """The rows of the retain term of each step."""
@@ -99,7 +101,7 @@ def mix_of(recipe: Recipe, titles: list[str], sizes: list[float], steps: int) ->
 
 def load(recipe: Recipe, tokenizer, objective: Objective) -> Rows:
     """Reads what the recipe names. Raises UserError if nothing usable is left, or a row can never fit a device."""
-    ledger, train, weights, encoder = Ledger(), [], [], Encoder(recipe, tokenizer, objective)
+    ledger, train, weights, paths, encoder = Ledger(), [], [], [], Encoder(recipe, tokenizer, objective)
     kept_out: list[tuple[str, Example]] = []
     for source in recipe.data.sources:
         examples = sources.read(source.path, source.split, on_bad_rows=recipe.data.on_bad_rows, ledger=ledger)
@@ -113,12 +115,13 @@ def load(recipe: Recipe, tokenizer, objective: Objective) -> Rows:
                 rows = list(encoder.training_rows(part, ledger))
                 train += rows
                 weights += [source.weight] * len(rows)
+                paths += [source.path] * len(rows)
     train = _same_rewards(train, objective.roles(), ledger)
     ledger.used = len(train)
     check_usable(train, encoder, ledger)
     retain, retain_weights = _retain_rows(recipe, encoder, ledger)
     held_out = held_out_sets(recipe, kept_out, encoder, ledger)
-    return Rows(train, weights, retain, retain_weights, held_out, ledger, "responses" in objective.needs)
+    return Rows(train, weights, retain, retain_weights, held_out, ledger, paths, "responses" in objective.needs)
 
 
 def by_role(example: Example) -> list[Example]:

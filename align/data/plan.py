@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -27,8 +28,8 @@ class StepPlan:
     random share of the epochs). Steps run across the border of two epochs, so only the last one can be short.
     However small `epochs` is, there is a step.
 
-    `groups`: titles of the groups of rows; `group_of`: which one each row belongs to; `mixture(steps)`: how many rows
-    of each group a step has. Then every group has epochs of its own, and the last step is full.
+    `group_of`: the group that each row belongs to, from 0; `mixture(steps)`: how many rows of each group a step has.
+    Then every group has epochs of its own, and the last step is full.
     """
 
     def __init__(
@@ -39,13 +40,12 @@ class StepPlan:
         epochs: float,
         max_steps: int | None,
         seed: int,
-        groups: Sequence[str] = ("rows",),
         group_of: Sequence[int] | None = None,
         mixture: Callable[[int], Mixture] | None = None,
     ):
         self.prompts_per_step = prompts_per_step
-        members = [[row for row, own in enumerate(group_of or [0] * len(weights)) if own == group] for group in
-                   range(len(groups))]  # fmt: skip
+        group_of = group_of or [0] * len(weights)
+        members = [[row for row, own in enumerate(group_of) if own == group] for group in range(max(group_of) + 1)]
         wanted = max(1, round(epochs * sum(weights))) if max_steps is None else max_steps * prompts_per_step
         orders = [
             _Order(rows, [weights[row] for row in rows], seed + 7919 * group) for group, rows in enumerate(members)
@@ -57,7 +57,6 @@ class StepPlan:
             dealt = mixture(steps)
             self._order = [orders[group].next() for step in range(steps) for group in dealt.take(step)]
         self.epochs = len(self._order) / sum(weights)
-        self.epochs_of = {title: order.drawn / order.per_epoch for title, order in zip(groups, orders, strict=True)}
 
     def __len__(self) -> int:
         """Number of optimiser steps."""
@@ -77,14 +76,13 @@ class _Order:
 
     def __init__(self, rows: Sequence[int], weights: Sequence[float], seed: int):
         self.rows, self.weights, self.seed = rows, weights, seed
-        self.per_epoch, self.drawn, self.epoch = sum(weights), 0, 0
+        self.epoch = 0
         self.coming: list[int] = []  # of this epoch, the next one last
 
     def next(self) -> int:
         while not self.coming:
             self.coming = [self.rows[index] for index in reversed(_epoch_order(self.weights, self.seed, self.epoch))]
             self.epoch += 1
-        self.drawn += 1
         return self.coming.pop()
 
 
@@ -99,8 +97,9 @@ def _epoch_order(weights: Sequence[float], seed: int, epoch: int) -> list[int]:
 class PlannedFeed:
     """Rows in memory, in the order of a plan. Nothing in it goes on from step to step."""
 
-    def __init__(self, rows: Sequence[TokenizedRow], plan: StepPlan):
+    def __init__(self, rows: Sequence[TokenizedRow], plan: StepPlan, titles: Sequence[str] = ()):
         self.all, self.plan = rows, plan
+        self.titles = titles or ["rows"] * len(rows)  # what is told together: the source of each row, say
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -144,5 +143,7 @@ class PlannedFeed:
         return ledger
 
     def epochs(self) -> dict[str, float]:
-        """How often each group of rows is gone through in the whole run."""
-        return self.plan.epochs_of
+        """How often the rows of each title are gone through in the whole run."""
+        there = Counter(self.titles)
+        drawn = Counter(self.titles[index] for step in range(len(self)) for index in self.plan.rows(step))
+        return {title: drawn[title] / count for title, count in there.items()}

@@ -295,3 +295,14 @@ def test_an_archive_that_breaks_at_once_has_the_rows_that_were_seen(tmp_path, mo
     given = recipe(write(tmp_path / "my.jsonl", pairs(9)), retain=write(tmp_path / "retain.jsonl", pairs(3)))
     found = streams(given)
     assert len(found.feed(given)) == 3 and found.retain_feed(given, 3).rows(0)
+
+
+@pytest.mark.parametrize("how", ["always", "never"])
+def test_epochs_of_unequal_sources_are_told(how, tmp_path):
+    """Ten rows, and thirty at twice the weight: 70 rows an epoch."""
+    few, many = write(tmp_path / "few.jsonl", pairs(10, "f")), write(tmp_path / "many.jsonl", pairs(30, "m"))
+    given = recipe(few, many, weights=(1.0, 2.0), streaming=how, prompts_per_step=7)
+    feed = (Streams if how == "always" else load)(given, TOKENIZER, objectives.load("dpo")()).feed(given)
+    for step in range(len(feed)):
+        feed.rows(step)
+    assert feed.epochs() == pytest.approx({few: 1.0, many: 2.0})

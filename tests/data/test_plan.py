@@ -173,16 +173,15 @@ def half_and_half(steps: int) -> Mixture:
 
 def test_groups_have_epochs_of_their_own():
     """Two positives and six negatives, half of each step each: positives come three times as often."""
-    steps = plan([1.0] * 8, groups=["good", "bad"], group_of=[1, 0, 1, 1, 0, 1, 1, 1], mixture=half_and_half, epochs=3)
+    steps = plan([1.0] * 8, group_of=[1, 0, 1, 1, 0, 1, 1, 1], mixture=half_and_half, epochs=3)
     assert len(steps) == 6 and [len(steps.rows(step)) for step in range(6)] == [4] * 6
-    assert steps.epochs_of == {"good": 6.0, "bad": 2.0}
     assert Counter(order(steps)) == {row: 6 if row in (1, 4) else 2 for row in range(8)}
     for step in range(6):
         assert sum(row in (1, 4) for row in steps.rows(step)) == 2
 
 
 def test_groups_change_nothing_of_a_seed():
-    make = partial(plan, [1.0] * 8, groups=["good", "bad"], group_of=[1, 0, 1, 1, 0, 1, 1, 1], mixture=half_and_half)
+    make = partial(plan, [1.0] * 8, group_of=[1, 0, 1, 1, 0, 1, 1, 1], mixture=half_and_half)
     assert order(make(seed=3)) == order(make(seed=3)) != order(make(seed=4))
     assert order(make(epochs=3))[:8] == order(make(epochs=1))
 
@@ -208,3 +207,11 @@ def test_a_run_that_streamed_does_not_go_on_in_memory():
         UserError, match=r"^data\.streaming: the checkpoint's run streamed its rows; resume with the same"
     ):
         feed().restore({"channels": []}, 1, True)
+
+
+def test_epochs_are_told_by_title():
+    """Two rows of a source twice as often as the six of another."""
+    rows = [tiny.row(f"{n}?", negatives=["no"]) for n in range(8)]
+    steps = PlannedFeed(rows, plan([2.0] * 2 + [1.0] * 6, epochs=2), ["a"] * 2 + ["b"] * 6)
+    assert steps.epochs() == {"a": 4.0, "b": 2.0}
+    assert PlannedFeed(rows, plan(8)).epochs() == {"rows": 1.0}
