@@ -1,7 +1,7 @@
 """Texts that are nearly the same as one of a smaller set: most of their runs of three words are shared.
 
 Exact, by prefix filtering (Chaudhuri et al., 2006; Bayardo et al., 2007): for two sets to be similar to t, one of the
-rarest (1 - t) of one's members must be in the other. Only these are looked up.
+rarest (1 - t) of each one's members must be among those of the other. Only these are looked up.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class NearDuplicates:
         self.threshold = threshold
         self.sets: list[tuple[str, frozenset[int]]] = []  # (place, runs)
         self._common: frozenset[int] = frozenset()
+        self._often: Counter = Counter()
         self._index: dict[int, list[int]] | None = None  # a rare run -> which sets have it
 
     def add(self, place: str, text: str) -> None:
@@ -52,9 +53,13 @@ class NearDuplicates:
         if self._index is None:
             self._common = self._in_many()
             self.sets = [(place, found - self._common) for place, found in self.sets]
-            self._index = self._rarest()
+            self._often = Counter(run for _, found in self.sets for run in found)
+            self._index = defaultdict(list)
+            for number, (_, found) in enumerate(self.sets):
+                for run in self._rarest(found):
+                    self._index[run].append(number)
         found = runs(text) - self._common
-        candidates = dict.fromkeys(number for run in found for number in self._index.get(run, ()))
+        candidates = dict.fromkeys(n for run in self._rarest(found) for n in self._index.get(run, ()))
         near = (number for number in candidates if similarity(found, self.sets[number][1]) >= self.threshold)
         return next((self.sets[number][0] for number in near), None)
 
@@ -63,15 +68,11 @@ class NearDuplicates:
         often = Counter(run for found in different for run in found)
         return frozenset(run for run, count in often.items() if count >= max(MANY, MANY_SHARE * len(different)))
 
-    def _rarest(self) -> dict[int, list[int]]:
-        often = Counter(run for _, found in self.sets for run in found)
-        index: dict[int, list[int]] = defaultdict(list)
-        for number, (_, found) in enumerate(self.sets):
-            # sharing ceil(t n) of n members leaves n - ceil(t n) that need not be shared: one more must be
-            kept = len(found) - math.ceil(self.threshold * len(found)) + 1
-            for run in sorted(found, key=lambda run: (often[run], run))[:kept]:
-                index[run].append(number)
-        return index
+    def _rarest(self, found: frozenset[int]) -> list[int]:
+        """Those of the runs of which a similar text must share one: in both texts it is among these."""
+        # sharing ceil(t n) of n members leaves n - ceil(t n) that need not be shared: one more must be
+        kept = len(found) - math.ceil(self.threshold * len(found)) + 1
+        return sorted(found, key=lambda run: (self._often[run], run))[:kept]
 
 
 def _hash(text: str) -> int:
