@@ -191,7 +191,7 @@ def test_beams_are_refused(ratio):
 
 
 def test_mistakes_are_named(ratio, final, tmp_path, tiny_model):
-    with pytest.raises(UserError, match="there is no likelihood_ratio.json, neither here nor in final/"):
+    with pytest.raises(UserError, match=r"there is no likelihood_ratio\.json, neither here nor in final/"):
         LikelihoodRatioModel.from_pretrained(tmp_path)
     broken = tmp_path / "broken"
     shutil.copytree(final, broken)
@@ -210,7 +210,7 @@ def test_mistakes_are_named(ratio, final, tmp_path, tiny_model):
         ratio.score(PROMPT, [])
     with pytest.raises(UserError, match="does not fit behind the prompt"):
         ratio.score(PROMPT, ["x" * 3000])
-    with pytest.raises(UserError, match="outside of 0..1"):
+    with pytest.raises(UserError, match=r"outside of 0\.\.1"):
         ratio.processor([4], plausibility=2.0)
 
 

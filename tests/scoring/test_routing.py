@@ -86,7 +86,9 @@ def test_each_response_is_scored_by_peft_with_its_adapter_alone(policy, rows, la
 @pytest.mark.parametrize("role", [POSITIVE, NEGATIVE])
 def test_a_head_learns_from_its_own_role_alone(policy, rows, layout, role):
     policy.zero_grad()
-    response_logps(policy, collate([row for row in rows if row.responses[0].role == role], 258, layout)).sum().backward()
+    response_logps(
+        policy, collate([row for row in rows if row.responses[0].role == role], 258, layout)
+    ).sum().backward()
     own, other = NAMES[role], NAMES[-role]
     grads = {name: weight.grad for name, weight in policy.named_parameters() if weight.requires_grad}
     assert all(grad is not None for grad in grads.values()), "DDP waits for a gradient of every weight"
