@@ -102,18 +102,15 @@ class LikelihoodRatioModel:
 
         Raises UserError if an answer does not fit behind the prompt.
         """
-        row = self._row(prompt, answers)
-        rows = {name: (head, [row]) for name, head in self.heads.items()}
-        how = {"layout": self.layout, "tokens_at_once": tokens_at_once, "in_bf16": self.in_bf16}
-        return {name: found[0] for name, found in answer_logps(rows, **how).items()}
+        return self._logps(self._row(prompt, answers), tokens_at_once)
 
     def score(self, prompt: Prompt, answers: Sequence[str], *, normalize: bool = False) -> Tensor:
         """(K,) w+ log p+ - w- log p- of each answer, in nats; `normalize`: divided by its number of tokens."""
-        logps = self.logps(prompt, answers)
+        row = self._row(prompt, answers)
+        logps = self._logps(row, TOKENS_AT_ONCE)
         positive, negative = logps.get("positive", logps["base"]), logps.get("negative", logps["base"])
         scores = self.positive_weight * positive - self.negative_weight * negative
-        lengths = [len(one.ids) for one in self._row(prompt, answers).responses]
-        return scores / torch.tensor(lengths) if normalize else scores
+        return scores / torch.tensor([len(one.ids) for one in row.responses]) if normalize else scores
 
     def rank(self, prompt: Prompt, answers: Sequence[str], *, normalize: bool = False) -> list[int]:
         """The numbers of the answers, the best first."""
@@ -137,6 +134,11 @@ class LikelihoodRatioModel:
     @property
     def _device(self) -> torch.device:
         return causal_lm(self.model).get_input_embeddings().weight.device
+
+    def _logps(self, row: TokenizedRow, tokens_at_once: int) -> dict[str, Tensor]:
+        rows = {name: (head, [row]) for name, head in self.heads.items()}
+        how = {"layout": self.layout, "tokens_at_once": tokens_at_once, "in_bf16": self.in_bf16}
+        return {name: found[0] for name, found in answer_logps(rows, **how).items()}
 
     def _row(self, prompt: Prompt, answers: Sequence[str]) -> TokenizedRow:
         if not answers:

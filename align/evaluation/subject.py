@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from align import likelihood_ratio, models, precision
+from align.data.layout import PACKED, PADDED
 from align.errors import UserError, shorten
 from align.objectives import POSITIVE
 from align.recipe import Adapter, Model
@@ -94,5 +95,6 @@ def _policy(weights: Path, model: Model, shared: dict) -> Subject:
     prefix = weights / "prompt_prefix.txt"
     return Subject(
         tokenizer=models.load_tokenizer(model), heads=heads, scores={BASE: {BASE: 1.0}, POLICY: {POLICY: 1.0}},
-        layout=max(layouts), prefix=prefix.read_text(encoding="utf-8").strip() if prefix.is_file() else None, **shared,
+        layout=PADDED if PADDED in layouts else PACKED,
+        prefix=prefix.read_text(encoding="utf-8").strip() if prefix.is_file() else None, **shared,
     )  # fmt: skip
