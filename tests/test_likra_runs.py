@@ -101,7 +101,7 @@ def test_equals_one_process(command, settings, recipe, one_process, tmp_path):
     other = trained(recipe, tmp_path / "run", command, *settings)
     assert_same_course(other, one_process, besides=frozenset({"tokens"} if "padded" in str(settings) else ()))
     for head in ("positive", "negative"):
-        assert_same_weights(weights(one_process / "final", head), weights(other / "final", head), 2e-4)
+        assert_same_weights(weights(one_process / "final", head), weights(other / "final", head), 1e-5)
 
 
 @pytest.mark.parametrize("head", ["positive", "negative"])
@@ -109,7 +109,7 @@ def test_a_head_learns_beside_the_other_what_it_learns_alone(head, recipe, one_p
     """To rounding: nothing leaks from one head into the other. (The norm of both gradients is not clipped here.)"""
     alone = trained(recipe, tmp_path / "run", TRAIN, f"objective.heads={head}")
     assert [path.name for path in (alone / "final").iterdir() if path.is_dir()] == [head]
-    assert_same_weights(weights(alone / "final", head), weights(one_process / "final", head), 2e-4)
+    assert_same_weights(weights(alone / "final", head), weights(one_process / "final", head), 1e-5)
 
 
 def test_positives_alone_are_nll(recipe, tiny_model, uneven_rows, tmp_path):

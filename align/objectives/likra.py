@@ -16,8 +16,8 @@ fine-tuning (`nll`). Responses of the other role are then not read. A prompt is 
 shared is one pass of the base's matrices over the tokens of both (align/scoring/routing.py).
 
 Published: r 8, alpha 8 on the MLP's projections, one epoch, constant learning rate 1e-4 (7B) or 1e-3 (3B), one positive
-and one negative a question. On `builtin:pairs` (tests/test_divergence.py) good answers lose at most 0.01 nat a token,
-KL is at most 1.00; they are scored by the positive head, which learned from good answers.
+and one negative a question. In tests/test_divergence.py good answers lose at most 0.01 nat a token,
+KL is at most 0.10; they are scored by the positive head, which learned from good answers.
 """
 
 from dataclasses import dataclass
