@@ -172,9 +172,6 @@ def _head_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: d
         reader.fail(("retain",), what, "leave it out, or give those rows as positives")
     if recipe.data.nat is not None:
         reader.fail(("data", "nat"), f"has never been tried with objective {name!r}", "use the objective nll")
-    if recipe.train.hf.get("gradient_checkpointing"):
-        what = f"activations that are computed again have never been tried with objective {name!r}"
-        reader.fail(("train", "hf", "gradient_checkpointing"), what, "leave it out, or lower train.tokens_per_device")
 
 
 def _feed_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:

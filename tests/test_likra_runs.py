@@ -1,4 +1,4 @@
-"""Likra runs through the real command line: ranks, micro-batches, layouts, heads, and a killed run that goes on."""
+"""Likra runs: ranks, micro-batches, layouts, heads, and a killed run that goes on; by the command line where needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from align import job
 from align.likelihood_ratio import LikelihoodRatioModel
+from align.recipe import load as load_recipe
 from tests.commands import (
     TRAIN,
     TWO_RANKS,
@@ -22,8 +24,6 @@ from tests.commands import (
     train,
     trained,
 )
-
-pytestmark = pytest.mark.slow
 
 SMALL = 700  # tokens_per_device: a few rows in each micro-batch
 
@@ -48,7 +48,15 @@ def recipe(tiny_model, uneven_rows, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_process(recipe, tmp_path_factory) -> Path:
-    return trained(recipe, tmp_path_factory.mktemp("runs") / "one", TRAIN, "train.snapshots=true")
+    return trained_here(recipe, tmp_path_factory.mktemp("runs") / "one", "train.snapshots=true")
+
+
+def trained_here(file: Path, output: Path, *settings: str) -> Path:
+    """The run folder of a recipe that was run to its end in this process."""
+    threads = torch.get_num_threads()
+    job.train(load_recipe(file, [f"output={output}", *settings]))
+    torch.set_num_threads(threads)
+    return output
 
 
 def weights(folder: Path, head: str) -> dict[str, torch.Tensor]:
@@ -79,35 +87,41 @@ def test_snapshots_are_taken_at_powers_of_two(recipe, one_process, tmp_path):
     folders = sorted(path.name for path in (one_process / "snapshots").iterdir())
     assert folders == ["prompts-16", "prompts-32", "prompts-8"]
     constant = "train.hf.lr_scheduler_type=constant"
-    longer = trained(recipe, tmp_path / "longer", TRAIN, constant, "train.snapshots=true")
-    short = trained(recipe, tmp_path / "short", TRAIN, constant, "train.max_steps=4")
+    longer = trained_here(recipe, tmp_path / "longer", constant, "train.snapshots=true")
+    short = trained_here(recipe, tmp_path / "short", constant, "train.max_steps=4")
     for head in ("positive", "negative"):
         assert_same_weights(weights(longer / "snapshots" / "prompts-32", head), weights(short / "final", head), 0.0)
     LikelihoodRatioModel.from_pretrained(longer / "snapshots" / "prompts-32")
 
 
-@pytest.mark.parametrize(
-    ("command", "settings"),
-    [
-        (TRAIN, [f"train.tokens_per_device={SMALL}"]),
-        (TRAIN, ["data.layout=padded", f"train.tokens_per_device={3 * SMALL}"]),
-        (TWO_RANKS, [f"train.tokens_per_device={SMALL}"]),
-        (deepspeed("zero2.json"), [f"train.tokens_per_device={SMALL}"]),
-        (deepspeed("zero3.json"), [f"train.tokens_per_device={SMALL}"]),
-    ],
-    ids=["accumulated", "padded", "two-ranks", "zero2", "zero3"],
-)
-def test_equals_one_process(command, settings, recipe, one_process, tmp_path):
-    other = trained(recipe, tmp_path / "run", command, *settings)
-    assert_same_course(other, one_process, besides=frozenset({"tokens"} if "padded" in str(settings) else ()))
+def assert_same_run(one: Path, other: Path, besides: frozenset[str] = frozenset()) -> None:
+    assert_same_course(other, one, besides=besides)
     for head in ("positive", "negative"):
-        assert_same_weights(weights(one_process / "final", head), weights(other / "final", head), 1e-5)
+        assert_same_weights(weights(one / "final", head), weights(other / "final", head), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [["train.recompute=all"], ["train.recompute=none"], ["data.layout=padded"]],
+    ids=["recomputed", "held", "padded"],
+)
+def test_accumulated_equals_one_micro_batch(settings, recipe, one_process, tmp_path):
+    run = trained_here(recipe, tmp_path / "run", f"train.tokens_per_device={SMALL}", *settings)
+    assert_same_run(one_process, run, besides=frozenset({"tokens"} if "padded" in settings[0] else ()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command", [TWO_RANKS, deepspeed("zero2.json"), deepspeed("zero3.json")], ids=["ddp", "zero2", "zero3"]
+)
+def test_two_ranks_equal_one(command, recipe, one_process, tmp_path):
+    assert_same_run(one_process, trained(recipe, tmp_path / "run", command, f"train.tokens_per_device={SMALL}"))
 
 
 @pytest.mark.parametrize("head", ["positive", "negative"])
 def test_a_head_learns_beside_the_other_what_it_learns_alone(head, recipe, one_process, tmp_path):
     """To rounding: nothing leaks from one head into the other. (The norm of both gradients is not clipped here.)"""
-    alone = trained(recipe, tmp_path / "run", TRAIN, f"objective.heads={head}")
+    alone = trained_here(recipe, tmp_path / "run", f"objective.heads={head}")
     assert [path.name for path in (alone / "final").iterdir() if path.is_dir()] == [head]
     assert_same_weights(weights(alone / "final", head), weights(one_process / "final", head), 1e-5)
 
@@ -115,12 +129,13 @@ def test_a_head_learns_beside_the_other_what_it_learns_alone(head, recipe, one_p
 def test_positives_alone_are_nll(recipe, tiny_model, uneven_rows, tmp_path):
     file = tmp_path / "nll.yaml"
     file.write_text(RECIPE.format(model=tiny_model, data=uneven_rows, objective="nll"))
-    nll = trained(file, tmp_path / "nll", TRAIN)
-    positive = trained(recipe, tmp_path / "positive", TRAIN, "objective.heads=positive")
+    nll = trained_here(file, tmp_path / "nll")
+    positive = trained_here(recipe, tmp_path / "positive", "objective.heads=positive")
     assert losses(positive) == pytest.approx(losses(nll), abs=1e-6)
     assert_same_weights(weights(positive / "final", "positive"), weights(nll / "final", "."), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [TRAIN, TWO_RANKS], ids=["one", "two-ranks"])
 def test_killed_and_resumed_is_bit_equal(command, recipe, tmp_path):
     """The trainer of transformers alone would go on with the first adapter, and leave the other one frozen."""

@@ -31,7 +31,6 @@ def file(tiny_model, uneven_rows, tmp_path):
     [
         (["model.adapter=null"], "trains an adapter for each role, but there is none"),
         (["retain.positives=true"], "a retain term has never been tried with objective 'likra'"),
-        (["train.hf.gradient_checkpointing=true"], "activations that are computed again have never been tried"),
         (["objective.heads=negative", "weights.positive=2"], "objective 'likra' reads no positives"),
         (["objective.heads=positive", "weights.negative=2"], "objective 'likra' reads no negatives"),
         (["objective.heads=none"], "objective.heads"),

@@ -16,6 +16,7 @@ from align.objectives import NEGATIVE, POSITIVE
 from align.recipe import Adapter
 from align.scoring import support
 from align.scoring.logprobs import response_logps
+from align.scoring.recompute import MODES, NONE, recompute
 from align.scoring.routing import Routing, routing_of, token_roles
 from tests import tiny
 
@@ -107,6 +108,25 @@ def test_mixed_micro_batches_give_both_heads_the_gradients_of_pure_ones(policy, 
     for name, grad in mixed.items():
         torch.testing.assert_close(grad, pure[0][name] + pure[1][name], rtol=1e-4, atol=1e-4)
     policy.zero_grad()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layout", [PADDED, PACKED])
+def test_layers_that_are_computed_again_know_whose_tokens_they_had(rows, layout, mode):
+    """The backward pass comes when another batch has been routed, and under other roles."""
+    found = {}
+    for name in (NONE, mode):
+        policy = with_heads().train()
+        assert recompute(policy, name)
+        first = response_logps(policy, collate(rows, 258, layout))
+        with torch.no_grad():
+            response_logps(policy, collate(rows[1:2], 258, layout))
+        with routing_of(policy.get_base_model()).set(NEGATIVE):
+            first.sum().backward()
+        found[name] = {name: weight.grad for name, weight in policy.named_parameters() if weight.requires_grad}
+    for name, grad in found[NONE].items():
+        torch.testing.assert_close(found[mode][name], grad, rtol=1e-5, atol=1e-6)
+    assert sum((grad != 0).any() for grad in found[mode].values()) >= 40
 
 
 def test_without_a_batch_the_default_role_computes(policy):
