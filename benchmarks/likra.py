@@ -11,7 +11,6 @@ is finished in the folder is not run again. Writes rows, runs, results.json and 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import random
@@ -36,7 +35,6 @@ from align.run import RunFolder, write_json, write_text
 ROOT = Path(__file__).resolve().parent.parent
 SHARES = {"train": 0.60, "tune": 0.15, "test": 0.25}
 GRID = tuple(round(0.1 * tenth, 1) for tenth in range(11))
-SYSTEM = ("system", "Answer the question.")  # shorter than the model's own: a prompt is forwarded for each head
 
 
 def main() -> None:
@@ -70,7 +68,7 @@ def split(paths: Sequence[str], most: dict[str, int]) -> dict[str, list[Example]
     for example in (example for path in paths for example in multiple_choice.questions(path, Ledger())):
         place = int.from_bytes(hashlib.sha256(b"likra" + example.key.encode()).digest()[:8], "big") / 2**64
         name = "train" if place < SHARES["train"] else "tune" if place < 1 - SHARES["test"] else "test"
-        found[name].append(dataclasses.replace(example, prompt=(SYSTEM, ("user", example.prompt))))
+        found[name].append(example)
     for name, examples in found.items():
         random.Random(0).shuffle(examples)
         found[name] = examples[: most[name]]
