@@ -32,6 +32,7 @@ def run(arguments: list[str] | None = None) -> None:
     _add_doctor(commands)
     _add_preview(commands)
     _add_ref(commands)
+    _add_evaluate(commands)
     given = parser.parse_args(arguments)
     if given.command == "check" and given.list:
         if given.recipes:
@@ -56,6 +57,12 @@ def run(arguments: list[str] | None = None) -> None:
                 fix=given.fix,
             )
         )  # fmt: skip
+    elif given.command == "evaluate":
+        from align.evaluation import command
+
+        command.main(
+            given.runs, given.data, tune=given.tune, draws_curve=given.curve, plot=given.plot, as_json=given.json
+        )
     elif given.command == "preview":
         from align import models, recipe
         from align.data import preview
@@ -89,6 +96,19 @@ def _add_preview(commands) -> None:
     preview.add_argument("overrides", nargs="*", metavar="key=value")
     preview.add_argument("--rows", type=_count, default=3, metavar="N", help="how many (3)")
     preview.add_argument("--html", metavar="OUT.html", help="write a page in place of printing")
+
+
+def _add_evaluate(commands) -> None:
+    what = "measure finished runs: multiple choice, with intervals, against the base"
+    evaluate = commands.add_parser("evaluate", help=what, description=what)
+    evaluate.add_argument("runs", nargs="+", metavar="RUN", help="the folder that a run wrote")
+    evaluate.add_argument(
+        "--data", required=True, metavar="SOURCE", help="rows with right and wrong answers: a file, builtin or hub id"
+    )
+    evaluate.add_argument("--tune", metavar="SOURCE", help="choose the negative head's weight on these other rows")
+    evaluate.add_argument("--curve", action="store_true", help="over the snapshots of the runs (train.snapshots)")
+    evaluate.add_argument("--plot", metavar="OUT.png|svg", help="draw the curves (needs the extra `plot`)")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _count(text: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
-from align import models, precision, processor
+from align import likelihood_ratio, models, precision, processor
 from align.data import load as data_load
 from align.data.layout import PACKED, PADDED
 from align.data.ledger import Ledger
@@ -31,9 +30,9 @@ from align.evaluation.before_after import BeforeAfter
 from align.evaluation.heldout import HeldOut
 from align.guard import ProbeLayout, StartCheck, must_agree
 from align.negatives.sampling import Sampler
-from align.objectives import Objective
+from align.objectives import POSITIVE, Objective
 from align.precision import BF16
-from align.progress import CarryState, DrawSamples, NameCheckpoints, ProgressLine
+from align.progress import CarryState, DrawSamples, KeepSnapshots, NameCheckpoints, ProgressLine, save_whole
 from align.provenance import environment
 from align.recipe import Recipe
 from align.reference import ADAPTER_OFF, References
@@ -43,6 +42,7 @@ from align.run import RunFolder, write_json, write_text
 from align.scoring import support
 from align.scoring.head import causal_lm
 from align.scoring.recompute import recompute
+from align.scoring.routing import Routing
 from align.trainer import AlignTrainer
 from align.view import Scorer
 
@@ -100,7 +100,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     write_data(run, rows, steps)
     report.after()
-    save_final(trainer, run, inference_label(recipe.data.nat) if recipe.data.nat else None)
+    save_whole(trainer, run.final, how_to_use(recipe, objective))
     say(f"result: {run.final}")
 
 
@@ -146,11 +146,18 @@ def training_arguments(recipe: Recipe, run: RunFolder) -> TrainingArguments:
 
 
 def load_policy(recipe: Recipe, args: TrainingArguments) -> nn.Module:
-    """The policy with its adapter. Weights that train are float32 (master copies); frozen ones follow the precision."""
+    """The policy with its adapter, or with one for each role where the objective asks for them.
+
+    Weights that train are float32 (master copies); frozen ones follow the precision.
+    """
     frozen_base = recipe.model.adapter is not None and args.bf16
     policy = models.load_model(recipe.model, dtype=torch.bfloat16 if frozen_base else torch.float32)
     if recipe.model.adapter is not None:
-        policy = models.add_adapter(policy, recipe.model.adapter, recipe.train.seed)
+        adapters = recipe.build_objective().adapters
+        names = list(adapters.values()) or ["default"]
+        policy = models.add_adapter(policy, recipe.model.adapter, recipe.train.seed, names)
+        if adapters:
+            Routing(adapters, POSITIVE).attach(policy)
     if not recompute(policy, recipe.train.recompute):
         say(f"train.recompute: none, since {shorten(recipe.model.path)} cannot compute its layers again")
     if not is_deepspeed_zero3_enabled():  # sharded weights cannot run before DeepSpeed has wrapped them
@@ -213,6 +220,7 @@ def plan_steps(recipe: Recipe, rows: Rows | Streams, tokenizer, run: RunFolder, 
         )  # fmt: skip
     steps = Steps(
         feed, sampler, retain=rows.retain_feed(recipe, len(feed)), wants_mismatched="mismatched" in objective.needs,
+        splits_roles=bool(objective.adapters),
         rank=state.process_index, world=state.num_processes, max_length=recipe.data.max_length,
         tokens_per_device=options.tokens_per_device, pad_id=tokenizer.eos_token_id, layout=layout,
     )  # fmt: skip
@@ -257,6 +265,9 @@ def add_callbacks(
     callbacks = [report, DrawSamples(sampler)] if sampler else [report]
     if layout == PACKED and is_deepspeed_zero3_enabled():
         callbacks.insert(0, ProbeLayout(trainer))
+    notes = how_to_use(recipe, trainer.objective)
+    if recipe.train.snapshots:
+        callbacks.append(KeepSnapshots(trainer, run, recipe.train.prompts_per_step, notes))
     for callback in [*callbacks, ProgressLine(), CarryState(trainer), NameCheckpoints(run)]:
         trainer.add_callback(callback)
     return report
@@ -289,18 +300,14 @@ def write_data(run: RunFolder, rows: Rows | Streams, steps: Steps) -> None:
         write_json(run.data, ledger.as_dict() | {"epochs": epochs})
 
 
-def save_final(trainer: AlignTrainer, run: RunFolder, label: str | None) -> None:
-    """The model or adapter with its tokenizer, under `final/` only when complete.
+def how_to_use(recipe: Recipe, objective: Objective) -> dict[str, str]:
+    """file name -> text: what whoever uses the saved weights must know beside them.
 
-    `label` is what NAT puts in front of the user's first message whenever the model is used.
+    What NAT puts in front of the user's first message whenever the model is used; which adapters make up a ratio.
     """
-    unfinished = run.path / ".final"
-    trainer.save_model(str(unfinished))
-    PartialState().wait_for_everyone()
-    if PartialState().is_main_process:
-        (unfinished / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml says all of it
-        if label is not None:
-            write_text(unfinished / "prompt_prefix.txt", label + "\n")
-        shutil.rmtree(run.final, ignore_errors=True)
-        os.replace(unfinished, run.final)
-    PartialState().wait_for_everyone()
+    notes = {}
+    if recipe.data.nat:
+        notes["prompt_prefix.txt"] = inference_label(recipe.data.nat) + "\n"
+    if objective.adapters:
+        notes[likelihood_ratio.DESCRIPTION] = likelihood_ratio.describe(recipe.model, list(objective.adapters.values()))
+    return notes

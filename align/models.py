@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,8 +88,13 @@ def load_model(model: Model, *, dtype: torch.dtype) -> PreTrainedModel:
     return _plain(loaded) if extra else loaded
 
 
-def add_adapter(model: PreTrainedModel, adapter: Adapter, seed: int) -> PreTrainedModel:
-    """The model with fresh LoRA matrices, the same ones for the same seed; B starts at 0, so nothing changes yet."""
+def add_adapter(
+    model: PreTrainedModel, adapter: Adapter, seed: int, names: Sequence[str] = ("default",)
+) -> PreTrainedModel:
+    """The model with fresh LoRA matrices, the same ones for the same seed; B starts at 0, so nothing changes yet.
+
+    Of several adapters, all active, each begins with the same matrices, whichever others there are.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -101,11 +107,36 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter, seed: int) -> PreTrain
     )
     torch.manual_seed(seed)
     try:
-        return get_peft_model(model, config)
+        policy = get_peft_model(model, config, adapter_name=names[0])
     except ValueError as error:
         raise UserError(
             "model.adapter.targets", shorten(error, 200), "name modules of the model, or all-linear"
         ) from None
+    for name in names[1:]:
+        torch.manual_seed(seed)
+        policy.add_adapter(name, config)
+    policy.base_model.set_adapter(list(names))
+    return policy
+
+
+def load_adapters(model: PreTrainedModel, folders: dict[str, Path]) -> PreTrainedModel:
+    """The model with saved adapters, name -> folder, all active, frozen. Raises UserError if one cannot be loaded."""
+    from peft import PeftModel
+
+    policy = model
+    for name, folder in folders.items():
+        if not (folder / "adapter_config.json").is_file():
+            raise UserError(shorten(str(folder), 160), "holds no adapter", "name the folder of a finished run")
+        try:
+            if isinstance(policy, PeftModel):
+                policy.load_adapter(str(folder), name)
+            else:
+                policy = PeftModel.from_pretrained(policy, str(folder), adapter_name=name)
+        except (OSError, ValueError, RuntimeError) as error:
+            what = f"cannot be loaded onto this base: {shorten(error, 160)}"
+            raise UserError(shorten(str(folder), 160), what, "name the model that it was trained on") from None
+    policy.base_model.set_adapter(list(folders), inference_mode=True)
+    return policy.eval()
 
 
 def weights_hash(model: PreTrainedModel) -> str:

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 
 from align.negatives.sampling import Sampler
-from align.run import RunFolder
+from align.run import RunFolder, write_text
 
 if TYPE_CHECKING:
     from align.trainer import AlignTrainer
@@ -66,6 +66,32 @@ class CarryState(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         self.trainer.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+class KeepSnapshots(TrainerCallback):
+    """Keeps what has been trained after 1, 2, 4, 8, ... steps: what a learning curve is measured on."""
+
+    def __init__(self, trainer: AlignTrainer, run: RunFolder, prompts_per_step: int, notes: dict[str, str]):
+        self.trainer, self.run, self.prompts_per_step, self.notes = trainer, run, prompts_per_step, notes
+
+    def on_step_end(self, args, state, control, **kwargs):
+        step = state.global_step
+        if step & (step - 1) == 0:
+            save_whole(self.trainer, self.run.snapshot(step * self.prompts_per_step), self.notes)
+
+
+def save_whole(trainer: AlignTrainer, folder: Path, notes: dict[str, str]) -> None:
+    """The model or adapter with its tokenizer and `notes` (file name -> text), under its name only when complete."""
+    everyone, unfinished = PartialState(), folder.with_name(f".{folder.name}")
+    trainer.save_model(str(unfinished))
+    everyone.wait_for_everyone()
+    if everyone.is_main_process:
+        (unfinished / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.yaml says all of it
+        for name, text in notes.items():
+            write_text(unfinished / name, text)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(unfinished, folder)
+    everyone.wait_for_everyone()
 
 
 class NameCheckpoints(TrainerCallback):

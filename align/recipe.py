@@ -138,6 +138,7 @@ class Train:
     )
     seed: int = option(0, ge=0, doc="Seed of everything random.")
     save_every: int = option(0, ge=0, doc="Steps between checkpoints; 0 saves only the end.")
+    snapshots: bool = option(False, doc="Keep the weights after 1, 2, 4, 8, ... steps, for a learning curve.")
     resume: bool | str = option(False, doc="true (newest checkpoint, or the start) or a checkpoint folder.")
     precision: str = option(
         "auto", choices=("auto", "fp32", "bf16"), doc="Arithmetic; auto: bf16 where the hardware is fast at it."
@@ -188,7 +189,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Every value that the run uses, resolved: what the run folder keeps as `recipe.yaml`."""
-        needs, data = objectives.load(self.objective["name"]).needs, dataclasses.asdict(self)
+        needs, data = self.build_objective().needs, dataclasses.asdict(self)
         for section, asked in recipe_checks.SECTION_NEEDS.items():
             if not asked & set(needs):
                 del data[section]  # `load` refuses sections that the objective does not use
@@ -215,7 +216,8 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     _plain_sources(data)
     recipe = reader.section(Recipe, data, ())
     cls, objective = _objective(reader, data.get("objective"))
-    recipe_checks.check(reader, recipe, cls.needs if cls else objectives.NEEDS, data)
+    needs = cls.needs if cls else tuple(objectives.NEEDS)
+    recipe_checks.check(reader, recipe, needs, objective.roles() if objective else objectives.roles_of(needs), data)
     if errors or reader.errors:
         raise UserErrors(errors + reader.errors)
     return _resolve(recipe, objective)

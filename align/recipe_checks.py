@@ -52,15 +52,17 @@ FIXED = {
 }  # fmt: skip
 
 
-def check(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:
+def check(reader: Reader, recipe: Recipe, needs: tuple[str, ...], roles: set[int], data: dict) -> None:
     """Adds to `reader` what is wrong between fields and with what they name.
 
-    `needs` are those of the objective; all of them where it is unknown, so that nothing is refused as unused.
+    `needs` are those of the objective; all of them where it is unknown, so that nothing is refused as unused. `roles`
+    are those that it reads.
     `data` is what the user wrote: only that is checked, since defaults are sound and have no line of their own.
     """
     _source_checks(reader, recipe, data)
     _reference_checks(reader, recipe, needs, data)
-    _role_checks(reader, recipe, needs, data)
+    _role_checks(reader, recipe, needs, roles, data)
+    _head_checks(reader, recipe, needs, data)
     _feed_checks(reader, recipe, needs, data)
     if "samples" not in needs and data.get("sampling"):
         what = f"objective {recipe.objective['name']!r} uses no samples"
@@ -70,7 +72,7 @@ def check(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) ->
         reader.fail(("model", "path"), *problem)
     _hf_checks(reader, recipe.train.hf)
     if not reader.errors:  # rows are looked at only where the rest is sound
-        _supply_checks(reader, recipe, needs)
+        _supply_checks(reader, recipe, needs, roles)
 
 
 def _source_checks(reader: Reader, recipe: Recipe, data: dict) -> None:
@@ -137,7 +139,7 @@ def _store_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: 
         reader.fail(("reference", "store"), f"{shorten(reference.store)!r} is not a folder", "auto, off or a folder")
 
 
-def _role_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:
+def _role_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], roles: set[int], data: dict) -> None:
     """What is said of retain rows, weights and NAT's prompts is used by something."""
     names_none = not recipe.retain.sources and not recipe.retain.positives
     if data.get("retain") and names_none and reader.sound(("retain",)):
@@ -147,14 +149,29 @@ def _role_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: d
         reader.fail(("data", "nat"), "gives grades beside success and failure", "give one of the two")
     if set(needs) == set(objectives.NEEDS):
         return  # nobody knows which roles the objective reads
-    name, read = recipe.objective["name"], set().union(*(objectives.ROLES_OF_NEEDS.get(need, ()) for need in needs))
-    if nat is not None and objectives.NEGATIVE in read:
+    name = recipe.objective["name"]
+    if nat is not None and objectives.NEGATIVE in roles:
         what = f"every response becomes a positive, but objective {name!r} reads negatives"
         reader.fail(("data", "nat"), what, "use the objective nll, or leave data.nat out")
         return
     for key, role in (("positive", objectives.POSITIVE), ("negative", objectives.NEGATIVE)):
-        if getattr(recipe.weights, key) != 1.0 and role not in read:
+        if getattr(recipe.weights, key) != 1.0 and role not in roles:
             reader.fail(("weights", key), f"objective {name!r} reads no {key}s", "leave it out")
+
+
+def _head_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:
+    """Adapters of their own for each role: what has never been tried with them is refused."""
+    if "heads" not in needs or set(needs) == set(objectives.NEEDS):
+        return
+    name = recipe.objective["name"]
+    if recipe.model.adapter is None and reader.sound(("model", "adapter")):
+        what = f"objective {name!r} trains an adapter for each role, but there is none"
+        reader.fail(("model", "adapter"), what, "model.adapter: {rank: 8}, for example")
+    if data.get("retain"):
+        what = f"a retain term has never been tried with objective {name!r}: each head learns from its own role"
+        reader.fail(("retain",), what, "leave it out, or give those rows as positives")
+    if recipe.data.nat is not None:
+        reader.fail(("data", "nat"), f"has never been tried with objective {name!r}", "use the objective nll")
 
 
 def _feed_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:
@@ -171,11 +188,13 @@ def _feed_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: d
             reader.fail(("data", "streaming"), "samples cannot be drawn at the start for rows that are streamed", fix)
 
 
-def _supply_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...]) -> None:
+def _supply_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], roles: set[int]) -> None:
     """Whether the rows can supply what the objective needs, as far as a look at the first ones tells."""
     if set(needs) == set(objectives.NEEDS):
         return  # nobody knows what the objective needs
     asked = set(needs) - ({"behavior"} if recipe.reference.behavior else set())
+    if "heads" in needs:  # each head must have something to learn from
+        asked |= {name for name in ("positives", "negatives") if objectives.ROLES_OF_NEEDS[name] <= roles}
     if recipe.data.nat is not None:
         asked = {"responses"} | ({"rewards"} if recipe.data.nat.grades else set())
     weights = recipe.weights

@@ -39,6 +39,7 @@ class RunFolder:
         self.recipe = self.path / "recipe.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.snapshots = self.path / "snapshots"
         self.samples = self.path / "samples"
         self.final = self.path / "final"
         self.data = self.path / "data.json"
@@ -51,6 +52,14 @@ class RunFolder:
     def checkpoint_steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending: an incomplete one never bears the name `step-N`."""
         names = [path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*")]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def snapshot(self, prompts: int) -> Path:
+        return self.snapshots / f"prompts-{prompts}"
+
+    def snapshot_prompts(self) -> list[int]:
+        """After how many prompts the complete snapshots were taken, ascending."""
+        names = [path.name.removeprefix("prompts-") for path in self.snapshots.glob("prompts-*")]
         return sorted(int(name) for name in names if name.isdigit())
 
     def newest_checkpoint(self) -> Path | None:

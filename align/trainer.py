@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,10 @@ from align.data.collate import MicroBatch
 from align.data.steps import Feed, Steps, StepShare
 from align.errors import UserError, shorten
 from align.guard import Drift, StartCheck
-from align.objectives import Batch, Objective, WholeStep, count_units, join_step, unit_weights
+from align.objectives import Batch, Objective, WholeStep, join_step, unit_groups, unit_weights
 from align.run import RunFolder, write_json, write_text
+from align.scoring.head import causal_lm
+from align.scoring.routing import routing_of
 from align.view import Scorer, bare_view, common_metrics
 
 if TYPE_CHECKING:
@@ -114,6 +116,13 @@ class AlignTrainer(Trainer):
         if self.scorer.means is not None:
             self.scorer.means.load(folder / MEANS)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """Trainer's own leaves only the first of several adapters active, and able to learn."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        routing = routing_of(causal_lm(self.model))
+        if routing is not None:
+            self.model.base_model.set_adapter(list(routing.adapters.values()))
+
     def _feeds(self) -> dict[str, Feed]:
         """Where the rows of each step come from."""
         named = {"train": self.train_dataset.feed, "retain": self.train_dataset.retain}
@@ -187,19 +196,20 @@ class AlignTrainer(Trainer):
         own_steps = [step.to(self.args.device) for step in steps[first : first + len(own)]]
         return others, own_steps, scored if is_single else ()
 
-    def _units(self, batches: list[MicroBatch]) -> tuple[int, int]:
-        """(units of the objective, tokens of the retain term) of the whole step, over all ranks; at least 1 each."""
-        objective = retain = 0
+    def _units(self, batches: list[MicroBatch]) -> tuple[Counter, int]:
+        """(units of the objective by `unit_groups`, tokens of the retain term, at least 1) of the step, over ranks."""
+        objective, retain = Counter(), 0
         for batch in (batch for batch in batches if batch.rows):
             part = batch.for_objective(self.objective.roles())
             if part.rows:
-                objective += count_units(bare_view(part, part.mask.float()), self.objective.normalize_by)
+                view = bare_view(part, part.mask.float())
+                objective.update(unit_groups(view, self.objective.normalize_by).tolist())
             retain += int(batch.mask[batch.is_retained(self.retain.positives)].sum())
         counts = gather_object([(objective, retain)])
-        return max(sum(first for first, _ in counts), 1), max(sum(second for _, second in counts), 1)
+        return sum((first for first, _ in counts), Counter()), max(sum(second for _, second in counts), 1)
 
     def _loss(
-        self, batch: MicroBatch, logps: Tensor, view: Batch | None, units: tuple[int, int], totals: _Totals
+        self, batch: MicroBatch, logps: Tensor, view: Batch | None, units: tuple[Counter, int], totals: _Totals
     ) -> Tensor:
         """What a micro-batch adds to the loss of the step; adds what is logged to `totals`."""
         if not batch.rows:
@@ -212,7 +222,9 @@ class AlignTrainer(Trainer):
             result = self.objective(view)
             weights = unit_weights(view, self.objective.normalize_by)
             assert result.losses.shape == weights.shape, "one loss a unit of normalize_by"
-            loss = loss + (result.losses * weights).sum() / units[0]
+            groups = unit_groups(view, self.objective.normalize_by)
+            for group, count in units[0].items():
+                loss = loss + (result.losses * weights)[groups == group].sum() / count
             metrics |= common_metrics(view, self.samples_are_fresh) | result.metrics
             if self.start_check is not None and self.state.global_step == 0:
                 totals.look_at(batch, self.start_check.drift(view))

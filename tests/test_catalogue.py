@@ -9,8 +9,8 @@ from align.cli import run
 from align.errors import UserError
 from align.objectives import EXTRAS
 
-NEEDS = {"reference", "behavior", "ema", "rewards", "mismatched", *objectives.ROLES_OF_NEEDS}
-UNITS = {"pair", "response", "token", "prompt", "negative"}
+NEEDS = {"reference", "behavior", "ema", "rewards", "mismatched", "heads", *objectives.ROLES_OF_NEEDS}
+UNITS = {"pair", "response", "token", "role_token", "prompt", "negative"}
 
 
 def printed(capsys, *arguments: str) -> list[str]:

@@ -25,7 +25,7 @@ from tests import tiny
 pytestmark = pytest.mark.slow
 
 BOUND = re.compile(r"good answers lose at most (\d+\.\d+) nat a token,\s+KL is at most (\d+\.\d+)")
-NAMES = [name for name in objectives.available() if NEGATIVE in objectives.load(name).roles()]
+NAMES = [name for name in objectives.available() if NEGATIVE in objectives.load(name)().roles()]
 GOOD = "builtin:pairs heldout: good answers"
 
 RECIPE = """
@@ -71,7 +71,7 @@ def text_of(name: str, model: Path, output: Path) -> str:
     cls = objectives.load(name)
     needs = set(cls.needs)
     # AsymRE's baseline is the prompt's mean reward: negatives alone would be above it, and imitated
-    rows = "pairs" if needs & {"pairs", "positives", "rewards"} or name == "asymre" else "unwanted"
+    rows = "pairs" if needs & {"pairs", "positives", "rewards", "heads"} or name == "asymre" else "unwanted"
     text = RECIPE.format(name=name, model=model, rows=rows, output=output)
     if "behavior" in needs:
         text += "reference: {behavior: adapter_off}\n"

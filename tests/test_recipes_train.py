@@ -40,5 +40,7 @@ def test_recipe_trains(path, tiny_model, tmp_path):
     assert len({line["loss"] for line in lines}) == STEPS
     written = json.loads((tmp_path / "run" / "data.json").read_text())
     assert written["rows_used"] > 50
-    adapter = load_file(tmp_path / "run" / "final" / "adapter_model.safetensors")
-    assert any(name.endswith("lora_B.weight") and values.abs().max() > 0 for name, values in adapter.items())
+    adapters = list((tmp_path / "run" / "final").rglob("adapter_model.safetensors"))
+    assert adapters
+    for adapter in map(load_file, adapters):
+        assert any(name.endswith("lora_B.weight") and values.abs().max() > 0 for name, values in adapter.items())

@@ -129,7 +129,8 @@ class Encoder:
         for need in self.objective.needs:
             for wanted in REQUIRED.get(need, ()):
                 if not found & wanted:
-                    names = " or ".join(f"{ROLE_NAMES[role]}s" for role in sorted(wanted, reverse=True))
+                    read = wanted & self.objective.roles()
+                    names = " or ".join(f"{ROLE_NAMES[role]}s" for role in sorted(read, reverse=True))
                     ledger.drop(f"row dropped: no {names}", row.example.place)
                     return False
         return True

@@ -14,7 +14,7 @@ from align.data.examples import Example
 from align.data.ledger import Ledger
 from align.data.mixture import Mixture
 from align.data.plan import PlannedFeed, StepPlan
-from align.data.tokenize import TokenizedRow
+from align.data.tokenize import ROLE_NAMES, TokenizedRow
 from align.errors import UserError, shorten
 from align.objectives import NEGATIVE, POSITIVE, Objective
 
@@ -147,6 +147,10 @@ def check_usable(rows: list[TokenizedRow], encoder: Encoder, ledger: Ledger) -> 
     if recipe.data.mix and len({roles_of(row) for row in rows}) < 2:
         have = roles_of(rows[0])
         raise UserError("data.mix", f"mixes positives and negatives, but all rows are {have}", "leave data.mix out")
+    for role in encoder.objective.adapters:
+        if not any(response.role == role for row in rows for response in row.responses):
+            what = f"no row has a {ROLE_NAMES[role]}, so the {ROLE_NAMES[role]} head would learn nothing"
+            raise UserError("data.sources", what, "give such rows, or choose objective.heads")
     encoder.check_instruction(rows[0])
 
 

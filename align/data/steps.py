@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch.utils.data import Dataset
@@ -51,6 +52,7 @@ class Steps(Dataset):
         *,
         retain: Feed | None,
         wants_mismatched: bool,
+        splits_roles: bool,
         rank: int,
         world: int,
         max_length: int,
@@ -59,7 +61,7 @@ class Steps(Dataset):
         layout: str,
     ):
         self.feed, self.sampler, self.retain = feed, sampler, retain
-        self.wants_mismatched, self.max_length = wants_mismatched, max_length
+        self.wants_mismatched, self.splits_roles, self.max_length = wants_mismatched, splits_roles, max_length
         self.rank, self.world, self.tokens_per_device = rank, world, tokens_per_device
         self.pad_id, self.layout = pad_id, layout
 
@@ -73,11 +75,21 @@ class Steps(Dataset):
         mismatched = self._collated(mismatch(rows, self.max_length)) if self.wants_mismatched else []
         if self.retain is not None:
             rows = [*rows, *self.retain.rows(step)]
+        if self.splits_roles:
+            rows = [part for row in rows for part in by_role(row)]
         return StepShare(step, self._collated(rows), mismatched)
 
     def _collated(self, rows: list[TokenizedRow]) -> list[MicroBatch]:
         shares = share_out(rows, world=self.world, tokens_per_device=self.tokens_per_device, layout=self.layout)
         return [collate(group, self.pad_id, self.layout) for group in shares[self.rank]]
+
+
+def by_role(row: TokenizedRow) -> list[TokenizedRow]:
+    """The row once for each role of its responses: what an adapter computes of a prompt is no use to another."""
+    roles = dict.fromkeys(response.role for response in row.responses)
+    return [
+        dataclasses.replace(row, responses=tuple(one for one in row.responses if one.role == role)) for role in roles
+    ]
 
 
 def mismatch(rows: list[TokenizedRow], max_length: int) -> list[TokenizedRow]:

@@ -2,8 +2,9 @@
 
 An objective is a frozen dataclass in a file of its own. Its fields are its hyper-parameters, declared with
 `align.schema.option`. It is called on a `Batch` of log-probs and returns unreduced `Losses`; the trainer sums
-them and divides by the number of units in the whole optimiser step over all ranks, so micro-batch size,
-accumulation and world size cannot change the result. It never sees model, tokenizer, accelerator or recipe.
+them and divides by the number of units in the whole optimiser step over all ranks (`role_token`: the tokens of each
+role by their own number), so micro-batch size, accumulation and world size cannot change the result. It never sees
+model, tokenizer, accelerator or recipe.
 
 Shapes: N responses, T response tokens (of the longest response), P pairs, U units. float32 unless said.
 """
@@ -21,7 +22,7 @@ from torch import Tensor
 
 POSITIVE, SAMPLE, NEGATIVE = 1, 0, -1
 
-UNITS = ("token", "response", "positive", "negative", "pair", "prompt")
+UNITS = ("token", "role_token", "response", "positive", "negative", "pair", "prompt")
 
 # What an objective may ask of the rest of the program, and who can supply it. Responses of a role that no need
 # names are not even forwarded.
@@ -36,6 +37,7 @@ NEEDS = {
     "behavior": "log-probs under who wrote a response (`behavior_logps` in the rows, or `reference.behavior`)",
     "mismatched": "log-ratios of responses to another prompt of the step (the trainer scores them)",
     "ema": "log-probs under running means of the policy's weights (the trainer keeps them)",
+    "heads": "an adapter of its own for each role (the section `model.adapter`)",
 }
 
 ROLES_OF_NEEDS = {
@@ -183,6 +185,11 @@ class Objective:
         return ()
 
     @property
+    def adapters(self) -> dict[int, str]:
+        """role -> the adapter that scores its responses, for the need "heads"; those of other roles the base scores."""
+        return {}
+
+    @property
     def coupled(self) -> bool:
         """Whether `collect` has anything to say, under the options that are set."""
         return type(self).collect is not Objective.collect
@@ -202,10 +209,14 @@ class Objective:
         values = self.collect(batch)
         return WholeStep(values, dict.fromkeys(values, 0), self.remember({}, values))
 
-    @classmethod
-    def roles(cls) -> set[int]:
+    def roles(self) -> set[int]:
         """The roles whose responses the objective reads; others need not be forwarded."""
-        return set().union(*(ROLES_OF_NEEDS.get(need, set()) for need in cls.needs))
+        return roles_of(self.needs)
+
+
+def roles_of(needs: tuple[str, ...]) -> set[int]:
+    """The roles whose responses an objective with these needs may read."""
+    return set().union(*(ROLES_OF_NEEDS.get(need, set()) for need in needs))
 
 
 def join_step(
@@ -269,7 +280,7 @@ def unit_weights(batch: Batch, unit: str) -> Tensor:
     given as data (samples carry no weight of their own).
     """
     weight = torch.ones_like(batch.role, dtype=torch.float32) if batch.weight is None else batch.weight.float()
-    if unit == "token":
+    if unit in ("token", "role_token"):
         tokens = weight[:, None].expand(batch.mask.shape)
         return (tokens if batch.token_weight is None else tokens * batch.token_weight)[batch.mask]
     if unit == "pair":
@@ -283,6 +294,13 @@ def unit_weights(batch: Batch, unit: str) -> Tensor:
     return weight[
         {"positive": batch.role == POSITIVE, "negative": batch.role == NEGATIVE}.get(unit, batch.role == batch.role)
     ]
+
+
+def unit_groups(batch: Batch, unit: str) -> Tensor:
+    """(U,) int: which units are counted together. All of a step's, but for "role_token": there those of each role."""
+    if unit == "role_token":
+        return batch.role[:, None].expand(batch.mask.shape)[batch.mask]
+    return torch.zeros(count_units(batch, unit), dtype=torch.long, device=batch.role.device)
 
 
 def available() -> list[str]:

@@ -7,6 +7,8 @@ of its products and its attention; norms, rotations, gates and their products ar
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -14,6 +16,8 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from align.scoring import segments as segments  # registers align::tree_attention
+from align.scoring.head import causal_lm
+from align.scoring.routing import Routing, routing_of
 
 NONE, CHEAP, ALL = MODES = ("none", "cheap", "all")
 
@@ -31,15 +35,29 @@ def _policy(context, operation, *args, **kwargs) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if operation in _DEAR else CheckpointPolicy.PREFER_RECOMPUTE
 
 
+def _as_routed(routing: Routing, contexts) -> tuple[contextlib.AbstractContextManager, ...]:
+    """What surrounds a layer, and what does when it is computed again: by then the tokens are others than they were."""
+    first, again = contexts() if contexts else (contextlib.nullcontext(), contextlib.nullcontext())
+    return first, _both(again, routing.set(routing.roles))
+
+
+@contextlib.contextmanager
+def _both(one: contextlib.AbstractContextManager, other: contextlib.AbstractContextManager) -> Iterator[None]:
+    with one, other:
+        yield
+
+
 def recompute(policy: nn.Module, mode: str) -> bool:
     """Sets what the backward pass of a (PEFT) model computes again, layer by layer. Returns whether it can be set."""
     if mode == NONE:
         return True
     if not policy.supports_gradient_checkpointing:
         return False
-    options = {"use_reentrant": False}
+    options, routing = {"use_reentrant": False}, routing_of(causal_lm(policy))
     if mode == CHEAP:
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+    if routing is not None:
+        options["context_fn"] = partial(_as_routed, routing, options.get("context_fn"))
     enable = getattr(policy, "activation_checkpointing_enable", policy.gradient_checkpointing_enable)  # its older name
     enable(options)
     return True

@@ -251,7 +251,7 @@ KEEP = Retain(positives=True)
 def test_positives_stay_for_the_retain_term_and_out_of_sight_of_the_objective(run, name):
     rows = run(name, ask(reply("positive"), reply("negative"), reply("negative", "cd")), pair("b"), retain=KEEP)
     assert values(rows, "role") == [[1, -1, -1], [1, -1]] and rows.ledger.dropped == {}
-    batch, roles = collate(rows.train, 258), objectives.load(name).roles()
+    batch, roles = collate(rows.train, 258), objectives.load(name)().roles()
     assert 1 not in roles and batch.for_objective(roles).role.tolist() == [-1] * 3
     assert batch.is_retained(True).tolist() == [True, False, False, True, False]
     assert values(run(name, pair("b")), "role") == [[-1]]

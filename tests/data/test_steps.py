@@ -99,7 +99,16 @@ def steps_of(
     plan = StepPlan([1.0] * len(rows), prompts_per_step=5, epochs=2, max_steps=None, seed=3)
     settings = {"max_length": 14, "tokens_per_device": 45, "pad_id": PAD, "layout": "padded"} | more
     feed = PlannedFeed(rows, plan)
-    return Steps(feed, None, retain=retain, wants_mismatched=wants_mismatched, rank=rank, world=world, **settings)
+    return Steps(
+        feed,
+        None,
+        retain=retain,
+        wants_mismatched=wants_mismatched,
+        splits_roles=False,
+        rank=rank,
+        world=world,
+        **settings,
+    )
 
 
 def told(share: StepShare, kind: str) -> list[tuple[list[int], list[int]]]:

@@ -114,4 +114,4 @@ def test_one_role_alone_is_legal(counts):
     batch = uneven_responses(counts=counts)
     shift = 0.1 * batch.log_ratios().mean().item()
     assert_responses_loop(BCO(), batch, formula(0.1, shift))
-    assert SAMPLE not in BCO.roles()
+    assert SAMPLE not in BCO().roles()

@@ -64,5 +64,5 @@ def test_asks_for_positives_alone():
     losses = NLL()(batch).losses
     assert losses.tolist() == pytest.approx([0.0, 0.0, 4.0])  # one a token, so that they match their weights
     assert gradient(losses, batch).tolist() == [[0, 0], [-1, 0]]
-    assert NLL.roles() == {POSITIVE} and NEGATIVE not in NLL.roles()
+    assert NLL().roles() == {POSITIVE} and NEGATIVE not in NLL().roles()
     assert NLL().needs == ("positives",) and not NLL().coupled

@@ -1,0 +1,100 @@
+"""What is measured: the models of a finished run, and the scores that are made of their log-probs.
+
+Every run has its base (what it began as). Beside it stands the policy or, of the objective `likra`, its heads and their
+ratio. A score is a weighted sum of log-probs of heads, so that each head scores an answer once for all scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from align import likelihood_ratio, models, precision
+from align.data.layout import PACKED, PADDED
+from align.errors import UserError, shorten
+from align.objectives import POSITIVE
+from align.recipe import Adapter, Model
+from align.run import RunFolder
+from align.scoring.answers import Head, layout_for
+from align.scoring.routing import Routing
+
+BASE, POLICY, RATIO = "base", "policy", "ratio"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Models in evaluation mode, ready to score."""
+
+    name: str  # of what was loaded, for messages
+    tokenizer: object
+    heads: dict[str, Head]
+    scores: dict[str, dict[str, float]]  # name of a score -> the weight of each head's log-prob
+    max_length: int
+    layout: str
+    in_bf16: bool
+    prefix: str | None = None  # NAT: what stands in front of what the policy, and it alone, is asked
+
+    def without(self, head: str) -> Subject:
+        """The subject without one of its heads, and the scores that take it."""
+        heads = {name: one for name, one in self.heads.items() if name != head}
+        scores = {name: weights for name, weights in self.scores.items() if head not in weights}
+        return dataclasses.replace(self, heads=heads, scores=scores)
+
+
+def load(run: str | Path, weights: Path | None = None) -> Subject:
+    """A finished run, or `weights` of it (a snapshot) in place of its final ones. Raises UserError if it has none."""
+    folder = RunFolder(run)
+    weights = weights or folder.final
+    if not folder.recipe.is_file() or not weights.is_dir():
+        what = "is no finished run: it has no recipe.yaml and final/"
+        raise UserError(shorten(str(run), 160), what, "name the folder that a run wrote (output)")
+    recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+    model, in_bf16 = _model(recipe["model"]), precision.choose(recipe["train"]["precision"]).name == precision.BF16
+    shared = {"name": str(weights), "max_length": recipe["data"]["max_length"], "in_bf16": in_bf16}
+    if likelihood_ratio.find(weights):
+        return _heads(weights, model, recipe["train"]["precision"], shared)
+    return _policy(weights, model, shared)
+
+
+def _model(given: dict) -> Model:
+    adapter = given.pop("adapter")
+    return Model(**given, adapter=adapter and Adapter(**adapter))
+
+
+def _heads(weights: Path, model: Model, arithmetic: str, shared: dict) -> Subject:
+    ratio = likelihood_ratio.LikelihoodRatioModel.from_pretrained(weights, model=model, arithmetic=arithmetic)
+    scores, has = {BASE: {BASE: 1.0}}, set(ratio.heads)
+    if "positive" in has:
+        scores["positive"] = {"positive": 1.0}
+    if "negative" in has:
+        scores["negative"] = {"negative": -1.0}
+        if "positive" in has:
+            scores["ratio to base"] = {BASE: ratio.positive_weight, "negative": -ratio.negative_weight}
+        first = "positive" if "positive" in has else BASE
+        scores[RATIO] = {first: ratio.positive_weight, "negative": -ratio.negative_weight}
+    return Subject(
+        tokenizer=ratio.tokenizer, heads=ratio.heads, scores=scores, layout=ratio.layout, **shared
+    )  # fmt: skip
+
+
+def _policy(weights: Path, model: Model, shared: dict) -> Subject:
+    dtype = torch.bfloat16 if shared["in_bf16"] and model.adapter else torch.float32
+    base, device = models.load_model(model, dtype=dtype), "cuda" if torch.cuda.is_available() else "cpu"
+    if model.adapter:
+        policy = models.load_adapters(base, {POLICY: weights})
+        Routing({POSITIVE: POLICY}, POSITIVE).attach(policy)
+        heads = {BASE: Head(policy, 0), POLICY: Head(policy, POSITIVE)}
+    else:
+        policy = models.load_model(dataclasses.replace(model, path=str(weights), revision=None), dtype=dtype)
+        heads = {BASE: Head(base, 0), POLICY: Head(policy, POSITIVE)}
+    layouts = {layout_for(head.model.to(device).eval(), shared["max_length"]) for head in heads.values()}
+    prefix = weights / "prompt_prefix.txt"
+    return Subject(
+        tokenizer=models.load_tokenizer(model), heads=heads, scores={BASE: {BASE: 1.0}, POLICY: {POLICY: 1.0}},
+        layout=PADDED if PADDED in layouts else PACKED,
+        prefix=prefix.read_text(encoding="utf-8").strip() if prefix.is_file() else None, **shared,
+    )  # fmt: skip
