@@ -17,14 +17,14 @@ def share_out(
 ) -> list[list[Group]]:
     """Deals the rows of a step to ranks: `[rank][micro-batch][row]`, the same number of micro-batches on all.
 
-    There are as few micro-batches as `tokens_per_device` allows, of about the same number of tokens. A rank may
-    get empty ones when there are fewer rows than places.
+    There are as few micro-batches as `tokens_per_device` allows, of about the same number of tokens; a row with more
+    has one of its own. A rank may get empty ones when there are fewer rows than places.
     """
     deal = _neighbours if layout == PADDED else _balanced
     fewest = max(1, math.ceil(sum(_tokens(row, layout) for row in rows) / (world * tokens_per_device)))
     for each in range(fewest, max(fewest, len(rows)) + 1):
         groups = deal(rows, world * each)
-        if all(size(group, layout) <= tokens_per_device for group in groups) or world * each >= len(rows):
+        if all(len(group) <= 1 or size(group, layout) <= tokens_per_device for group in groups) or world * each >= len(rows):
             break
     return [groups[rank::world] for rank in range(world)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 from transformers.utils import logging as transformers_logging
@@ -36,7 +37,7 @@ def main(runs: list[str], data: str, *, tune: str | None, draws_curve: bool, plo
         _print(curve.table(curves), {"made": made, "rows": ledger.as_dict(), "curves": curves}, as_json)
         return
     for run in runs:
-        found, text = _final(run, examples, Ledger.from_dict(ledger.as_dict()), tune)
+        found, text = _final(run, examples, copy.deepcopy(ledger), tune)
         _print(text, {"made": made | {"run": run}, **found}, as_json)
 
 
