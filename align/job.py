@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from align import likelihood_ratio, models, precision, processor
 from align.data import load as data_load
-from align.data.layout import PACKED, PADDED
+from align.data.layout import NONE, PACKED, PADDED
 from align.data.ledger import Ledger
 from align.data.load import Rows
 from align.data.load_streams import Streams, is_streamed
@@ -39,9 +39,8 @@ from align.reference import ADAPTER_OFF, References
 from align.reference.ema import RunningMeans
 from align.reference_setup import STORE_OFF, load_references
 from align.run import RunFolder, write_json, write_text
-from align.scoring import support
+from align.scoring import recompute, support
 from align.scoring.head import causal_lm
-from align.scoring.recompute import recompute
 from align.scoring.routing import Routing
 from align.trainer import AlignTrainer
 from align.view import Scorer
@@ -158,7 +157,7 @@ def load_policy(recipe: Recipe, args: TrainingArguments) -> nn.Module:
         policy = models.add_adapter(policy, recipe.model.adapter, recipe.train.seed, names)
         if adapters:
             Routing(adapters, POSITIVE).attach(policy)
-    if not recompute(policy, recipe.train.recompute):
+    if not recompute.prepare(policy) and recipe.train.recompute != NONE:
         say(f"train.recompute: none, since {shorten(recipe.model.path)} cannot compute its layers again")
     if not is_deepspeed_zero3_enabled():  # sharded weights cannot run before DeepSpeed has wrapped them
         policy.to(args.device)  # where kernels are that the model must get on with
@@ -223,6 +222,7 @@ def plan_steps(recipe: Recipe, rows: Rows | Streams, tokenizer, run: RunFolder, 
         splits_roles=bool(objective.adapters),
         rank=state.process_index, world=state.num_processes, max_length=recipe.data.max_length,
         tokens_per_device=options.tokens_per_device, pad_id=tokenizer.eos_token_id, layout=layout,
+        recompute=options.recompute,
     )  # fmt: skip
     return sampler, steps
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from align import objectives, recipe_checks, yaml_lines
 from align.data import sources
-from align.data.layout import PACKED, PADDED
+from align.data.layout import ALL, AUTO, CHEAP, NONE, PACKED, PADDED
 from align.errors import UserError, UserErrors, shorten
 from align.recipe_checks import training_argument_names as training_argument_names
 from align.schema import Reader, nearest, option
@@ -144,9 +144,10 @@ class Train:
         "auto", choices=("auto", "fp32", "bf16"), doc="Arithmetic; auto: bf16 where the hardware is fast at it."
     )
     recompute: str = option(
-        "cheap",
-        choices=("none", "cheap", "all"),
-        doc="What the backward pass computes again to save memory: what costs little, or whole layers.",
+        AUTO,
+        choices=(AUTO, NONE, CHEAP, ALL),
+        doc="What the backward pass computes again: nothing, what costs little, whole layers; auto: the least that "
+        "the memory of tokens_per_device tokens asks for, of rows up to 8 times as large.",
     )
     hf: dict = option(dict, doc="Any other field of transformers.TrainingArguments.")
 

@@ -85,7 +85,7 @@ def about(work: Workload) -> dict:
         "responses_a_prompt": setup.responses,
         "prompts_a_step": setup.prompts_per_step,
         "tokens": {name: {"median": statistics.median(n), "most": max(n)} for name, n in lengths.items()},
-        "ours_tokens_per_device": work.tokens_per_device,
+        "ours_tokens_per_device": setup.tokens_per_device,
         "trl_pairs_a_batch": setup.pairs_per_batch,
         "trl_batches_a_step": setup.pairs_per_step // setup.pairs_per_batch,
     }

@@ -157,7 +157,6 @@ class Workload:
     recipe: Path  # of our side, which TRL's side reads for its hyper-parameters
     store: Path  # of the reference's log-probs
     pairs: Path  # the same rows in the order of the steps, as TRL's conversational pairs
-    tokens_per_device: int
 
     def digests(self) -> list[str]:
         """What identifies the tokens of each row, in the order of the steps."""
@@ -192,10 +191,10 @@ def make(setup: Setup, folder: Path, *, rows: int | None = None, prompts: Sequen
     steps = [encoded[start : start + setup.prompts_per_step] for start in range(0, used, setup.prompts_per_step)]
     _write_lines(folder / "rows.jsonl", map(_as_row, _in_file_order(examples, setup)))
     _write_lines(folder / "pairs.jsonl", (pair for example in examples[:used] for pair in _as_pairs(example)))
-    recipe, tokens_per_device = _recipe(setup, folder, steps)
+    recipe = _recipe(setup, folder, steps)
     (folder / "recipe.yaml").write_text(yaml_lines.dump(recipe), encoding="utf-8")
     recipes.load(folder / "recipe.yaml")  # so that a wrong option is told at once
-    return Workload(setup, steps, folder / "recipe.yaml", folder / "store", folder / "pairs.jsonl", tokens_per_device)
+    return Workload(setup, steps, folder / "recipe.yaml", folder / "store", folder / "pairs.jsonl")
 
 
 def _encoded(tokenizer, example: Example) -> TokenizedRow:
@@ -213,13 +212,12 @@ def _in_file_order(examples: list[Example], setup: Setup) -> list[Example]:
     return [at[index] if index in at else next(others) for index in range(len(examples))]
 
 
-def _recipe(setup: Setup, folder: Path, steps: list[list[TokenizedRow]]) -> tuple[dict, int]:
-    """The recipe, and its tokens_per_device: the setup's, or what the largest row takes if that is more."""
+def _recipe(setup: Setup, folder: Path, steps: list[list[TokenizedRow]]) -> dict:
+    """With the setup's tokens_per_device, or what the largest row asks for if that is more."""
     data = {"sources": [str(folder / "rows.jsonl")], "max_length": MAX_LENGTH}
     data |= {"layout": setup.layout} if setup.layout else {}
-    layout = setup.layout or Data().layout
-    tokens = max([setup.tokens_per_device, *(layouts.size([row], layout) for step in steps for row in step)])
-    recipe = {
+    largest = max(layouts.size([row], setup.layout or Data().layout) for step in steps for row in step)
+    return {
         "name": "benchmark",
         "model": {"path": str(setup.model), "adapter": {"rank": setup.lora} if setup.lora else None},
         "data": data,
@@ -229,14 +227,13 @@ def _recipe(setup: Setup, folder: Path, steps: list[list[TokenizedRow]]) -> tupl
             "learning_rate": setup.learning_rate,
             "max_steps": setup.steps,
             "prompts_per_step": setup.prompts_per_step,
-            "tokens_per_device": tokens,
+            "tokens_per_device": max(setup.tokens_per_device, math.ceil(largest / layouts.ROOM[layouts.ALL])),
             "precision": setup.precision,
             "seed": setup.seed,
         },
         "eval": {"sources": [], "holdout": 0.0, "generate": 0},
         "output": str(folder / "run"),
     }
-    return recipe, tokens
 
 
 def _as_row(example: Example) -> dict:

@@ -89,8 +89,8 @@ def test_empty_file(attempt, tmp_path):
 
 def test_row_larger_than_a_device(attempt, tmp_path):
     data = rows(tmp_path / "good.jsonl", GOOD)
-    said = attempt(data, "train.tokens_per_device=20")
-    assert f"{data}:1" in said and "train.tokens_per_device" in said
+    said = attempt(data, "train.tokens_per_device=20", "train.recompute=cheap")
+    assert f"{data}:1" in said and "train.tokens_per_device is 20, times 1.75 under train.recompute: cheap" in said
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from align.data.examples import Example
-from align.data.layout import PADDED, Tokens, arrange
+from align.data.layout import NONE, PADDED, Tokens, arrange
 from align.data.tokenize import TokenizedResponse, TokenizedRow
 
 
@@ -37,6 +37,7 @@ class MicroBatch:
     num_retain: int = 0  # how many of the N responses, the last ones, belong to the retain term
     pad_id: int = 0
     layout: str = PADDED
+    recompute: str = NONE  # what the backward pass computes again, the same on all ranks
 
     def to(self, device: torch.device) -> MicroBatch:
         moved = {

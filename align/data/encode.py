@@ -152,12 +152,15 @@ class Encoder:
         return dataclasses.replace(row, responses=tuple(map(weighed, row.responses)))
 
     def _check_fit(self, row: TokenizedRow, k: int) -> None:
-        """A row is never split, so it must fit `train.tokens_per_device`, `k` samples at full length included."""
+        """A row is never split, so it must fit a device, `k` samples at full length included."""
         recipe = self.recipe
         room = recipe.data.max_length - len(row.prompt_ids)
         samples = (TokenizedResponse((0,) * min(recipe.sampling.max_new_tokens, room), SAMPLE),) * k
         need = layout.size([TokenizedRow(row.prompt_ids, (*row.responses, *samples), row.example)], recipe.data.layout)
-        if need > recipe.train.tokens_per_device:
-            what = f"a prompt with all its responses takes up to {need} tokens, train.tokens_per_device is "
+        asked, most = recipe.train.recompute, recipe.train.tokens_per_device
+        times = layout.ROOM[layout.ALL if asked == layout.AUTO else asked]
+        if need > times * most:
+            what = f"a prompt with all its responses takes up to {need} tokens, train.tokens_per_device is {most}"
+            what += f", times {times:g} under train.recompute: {asked}" if times > 1 else ""
             fix = "raise it, or lower data.max_length, sampling.k or sampling.max_new_tokens"
-            raise UserError(str(row.example.place), f"{what}{recipe.train.tokens_per_device}", fix)
+            raise UserError(str(row.example.place), what, fix)

@@ -24,7 +24,9 @@ def share_out(
     fewest = max(1, math.ceil(sum(_tokens(row, layout) for row in rows) / (world * tokens_per_device)))
     for each in range(fewest, max(fewest, len(rows)) + 1):
         groups = deal(rows, world * each)
-        if all(len(group) <= 1 or size(group, layout) <= tokens_per_device for group in groups) or world * each >= len(rows):
+        if all(len(group) <= 1 or size(group, layout) <= tokens_per_device for group in groups) or world * each >= len(
+            rows
+        ):
             break
     return [groups[rank::world] for rank in range(world)]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from torch.utils.data import Dataset
 
 from align.data.collate import MicroBatch, collate
+from align.data.layout import least_recompute, size
 from align.data.ledger import Ledger
 from align.data.share import share_out
 from align.data.tokenize import TokenizedResponse, TokenizedRow
@@ -59,11 +60,12 @@ class Steps(Dataset):
         tokens_per_device: int,
         pad_id: int,
         layout: str,
+        recompute: str,
     ):
         self.feed, self.sampler, self.retain = feed, sampler, retain
         self.wants_mismatched, self.splits_roles, self.max_length = wants_mismatched, splits_roles, max_length
         self.rank, self.world, self.tokens_per_device = rank, world, tokens_per_device
-        self.pad_id, self.layout = pad_id, layout
+        self.pad_id, self.layout, self.recompute = pad_id, layout, recompute
 
     def __len__(self) -> int:
         return len(self.feed)
@@ -81,7 +83,13 @@ class Steps(Dataset):
 
     def _collated(self, rows: list[TokenizedRow]) -> list[MicroBatch]:
         shares = share_out(rows, world=self.world, tokens_per_device=self.tokens_per_device, layout=self.layout)
-        return [collate(group, self.pad_id, self.layout) for group in shares[self.rank]]
+        found = []
+        for beside in zip(*shares, strict=True):  # what the ranks forward at the same time
+            most = max(size(group, self.layout) for group in beside)
+            recompute = least_recompute(self.recompute, most, self.tokens_per_device)
+            batch = collate(beside[self.rank], self.pad_id, self.layout)
+            found.append(dataclasses.replace(batch, recompute=recompute))
+        return found
 
 
 def by_role(row: TokenizedRow) -> list[TokenizedRow]:

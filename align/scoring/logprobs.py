@@ -15,6 +15,7 @@ from align.errors import UserError
 from align.scoring.attention import inputs
 from align.scoring.extras import Extra
 from align.scoring.head import causal_lm, log_probs_of, read_logits, target_logps
+from align.scoring.recompute import set_recompute
 from align.scoring.routing import routed
 
 
@@ -29,6 +30,7 @@ def hidden_states(model: nn.Module, batch: MicroBatch) -> Tensor:
     handle = inner.base_model.register_forward_hook(lambda module, args, output: captured.append(output[0]))
     extra = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
     try:
+        set_recompute(inner, batch.recompute)
         with routed(inner, batch):
             model(**inputs(batch.tokens), use_cache=False, **extra)
     finally:

@@ -5,7 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from align.data.layout import PACKED, PADDED, Tokens, arrange, packed, padded, size
+from align.data.layout import (
+    ALL,
+    AUTO,
+    CHEAP,
+    NONE,
+    PACKED,
+    PADDED,
+    Tokens,
+    arrange,
+    least_recompute,
+    packed,
+    padded,
+    size,
+)
 from align.data.tokenize import TokenizedRow
 from tests.data.handmade import PAD, answer, row, some_rows
 
@@ -143,3 +156,11 @@ def test_packed_is_never_larger_and_has_the_prompt_once():
         assert size(rows, PACKED) < size(rows, PADDED)
     prompt = row(list(range(100)), *(answer(1, 2, 3) for _ in range(8)))
     assert (size([prompt], PADDED), size([prompt], PACKED)) == (8 * 103, 100 + 8 * 2)
+
+
+@pytest.mark.parametrize(
+    "tokens, mode", [(1, NONE), (100, NONE), (101, CHEAP), (175, CHEAP), (176, ALL), (800, ALL), (10_000, ALL)]
+)
+def test_the_least_is_computed_again_that_the_memory_asks_for(tokens, mode):
+    assert least_recompute(AUTO, tokens, 100) == mode
+    assert least_recompute(CHEAP, tokens, 100) == CHEAP

@@ -97,7 +97,13 @@ def steps_of(
     rows: list[TokenizedRow], *, rank: int = 0, world: int = 1, wants_mismatched: bool = True, retain=None, **more
 ) -> Steps:
     plan = StepPlan([1.0] * len(rows), prompts_per_step=5, epochs=2, max_steps=None, seed=3)
-    settings = {"max_length": 14, "tokens_per_device": 45, "pad_id": PAD, "layout": "padded"} | more
+    settings = {
+        "max_length": 14,
+        "tokens_per_device": 45,
+        "pad_id": PAD,
+        "layout": "padded",
+        "recompute": "auto",
+    } | more
     feed = PlannedFeed(rows, plan)
     return Steps(
         feed,
@@ -223,3 +229,12 @@ def test_transformers_may_look_into_a_share():
     """Trainer asks whether "labels" is in its inputs."""
     share = steps_of(many_rows())[1]
     assert share.number == 1 and "labels" not in share
+
+
+def test_ranks_compute_the_same_again_side_by_side():
+    """Under ZeRO-3 a rank that computed layers again, and gathered their weights, would wait for the others."""
+    rows = [row([index, 1], [7] * (4 + 9 * index)) for index in range(5)]
+    shares = [steps_of(rows, rank=rank, world=2, wants_mismatched=False, tokens_per_device=20)[0] for rank in (0, 1)]
+    modes = [[batch.recompute for batch in share.batches] for share in shares]
+    assert modes[0] == modes[1]
+    assert len(set(modes[0])) > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -11,9 +12,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.data.collate import MicroBatch, collate
-from align.data.layout import PACKED, PADDED
+from align.data.layout import ALL, CHEAP, NONE, PACKED, PADDED, ROOM
 from align.scoring.logprobs import response_logps
-from align.scoring.recompute import ALL, CHEAP, MODES, NONE, recompute
+from align.scoring.recompute import prepare
 from tests.scoring.families import build, ready, some_rows
 
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.align.tree_attention.default)
@@ -42,7 +43,8 @@ class Watched(TorchDispatchMode):
 
 def trained(model: nn.Module, batch: MicroBatch, mode: str) -> tuple[torch.Tensor, dict, Watched, Watched]:
     """Log-probs, gradients, and what was seen of the forward and of the backward pass."""
-    assert recompute(model.train(), mode)
+    assert prepare(model.train())
+    batch = dataclasses.replace(batch, recompute=mode)
     forward, backward = Watched(model), Watched(model)
     with forward:
         logps = response_logps(model, batch)
@@ -57,7 +59,7 @@ def trained(model: nn.Module, batch: MicroBatch, mode: str) -> tuple[torch.Tenso
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2, soft-capped", "mistral", "lora", "lora on the head"])
 def test_same_values_and_gradients(name, layout):
     batch = collate(some_rows(), 0, layout)
-    found = {mode: trained(ready(build(name)), batch, mode) for mode in MODES}
+    found = {mode: trained(ready(build(name)), batch, mode) for mode in ROOM}
     assert found[NONE][1]
     for mode in (CHEAP, ALL):
         torch.testing.assert_close(found[mode][0], found[NONE][0], rtol=0, atol=0)
@@ -70,7 +72,7 @@ def test_cheap_multiplies_no_more_and_holds_half():
     batch = collate(some_rows(), 0, PACKED)
     found = {
         mode: trained(ready(build("llama", num_hidden_layers=12, intermediate_size=86)), batch, mode)[2:]
-        for mode in MODES
+        for mode in ROOM
     }
     products = {mode: forward.products + backward.products for mode, (forward, backward) in found.items()}
     assert sum(products[NONE].values()) > 100
@@ -85,6 +87,7 @@ def test_models_that_cannot_are_told():
     model = build("llama")
     type(model).supports_gradient_checkpointing, before = False, type(model).supports_gradient_checkpointing
     try:
-        assert recompute(model, NONE) and not recompute(model, CHEAP)
+        assert not prepare(model)
+        assert response_logps(model, collate(some_rows(), 0, PADDED)).requires_grad
     finally:
         type(model).supports_gradient_checkpointing = before

@@ -9,14 +9,14 @@ import torch
 
 from align import models
 from align.data.collate import collate
-from align.data.layout import PACKED, PADDED
+from align.data.layout import NONE, PACKED, PADDED, ROOM
 from align.data.steps import by_role
 from align.errors import UserError
 from align.objectives import NEGATIVE, POSITIVE
 from align.recipe import Adapter
 from align.scoring import support
 from align.scoring.logprobs import response_logps
-from align.scoring.recompute import MODES, NONE, recompute
+from align.scoring.recompute import prepare
 from align.scoring.routing import Routing, routing_of, token_roles
 from tests import tiny
 
@@ -110,15 +110,16 @@ def test_mixed_micro_batches_give_both_heads_the_gradients_of_pure_ones(policy, 
     policy.zero_grad()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ROOM)
 @pytest.mark.parametrize("layout", [PADDED, PACKED])
 def test_layers_that_are_computed_again_know_whose_tokens_they_had(rows, layout, mode):
     """The backward pass comes when another batch has been routed, and under other roles."""
     found = {}
     for name in (NONE, mode):
         policy = with_heads().train()
-        assert recompute(policy, name)
-        first = response_logps(policy, collate(rows, 258, layout))
+        assert prepare(policy)
+        batch = dataclasses.replace(collate(rows, 258, layout), recompute=name)
+        first = response_logps(policy, batch)
         with torch.no_grad():
             response_logps(policy, collate(rows[1:2], 258, layout))
         with routing_of(policy.get_base_model()).set(NEGATIVE):
