@@ -6,4 +6,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_environment test
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-HF_HUB_OFFLINE=1 .venv/bin/python -m pytest "$@"
+# A file's tests share models and runs, so a file stays with one worker.
+HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -n auto --dist loadfile "$@"

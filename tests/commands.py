@@ -22,7 +22,16 @@ TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--n
 
 def deepspeed(config: str) -> list[str]:
     """The launch command for two ranks under one of the shipped DeepSpeed configurations."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--use_deepspeed", "--num_processes", "2"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--use_deepspeed",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+    ]
     return [*launcher, "--num_machines", "1", "--deepspeed_config_file", f"launch/{config}", "align/train.py"]
 
 
