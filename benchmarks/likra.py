@@ -5,7 +5,7 @@
 Prompts are split by their hash into training (60 %), a part on which the negative head's weight is chosen (15 %), and
 a test part (25 %). For each seed a run trains the positive head and one on near-miss negatives (recipes/likra.yaml
 through the command line, with snapshots), two others train negative heads on random and on irrelevant negatives. What
-is finished in the folder is not run again. Writes rows, runs, results.json and curve.png into the folder.
+is finished in the folder is not run again. Writes rows, runs, results.json, curve.json and curve.png there.
 """
 
 from __future__ import annotations
@@ -59,7 +59,11 @@ def main() -> None:
             train(given.out, f"{kind}-{seed}", examples, heads, seed, given.set)
     results = measure(given.out, parts, given.seeds)
     write_json(given.out / "results.json", results)
-    print(table(results))
+    print(table(results), flush=True)
+    points = curve.measure([str(given.out / "near-miss-0")], parts["test"])
+    write_json(given.out / "curve.json", points)
+    print(f"\n{curve.table(points)}\n\n{curve.table(points, PER_TOKEN)}")
+    curve.plot(points, str(given.out / "curve.png"))
 
 
 def split(paths: Sequence[str], most: dict[str, int]) -> dict[str, list[Example]]:
@@ -106,9 +110,7 @@ def measure(out: Path, parts: dict[str, list[Example]], seeds: int) -> dict:
                 heads[name]["shape"] = scored
         options = {name: _options(found, base[name]) for name, found in heads.items()}
         results["seeds"].append(_of_seed(options))
-    points = curve.measure([str(out / "near-miss-0")], parts["test"])
-    curve.plot(points, str(out / "curve.png"))
-    return results | {"curve": points}
+    return results
 
 
 def _options(found: dict, base: list[np.ndarray]) -> Options:
