@@ -1,0 +1,53 @@
+"""pass@k: the chance that one of k answers to a prompt is right, from n answers to each; with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+_DRAWS = 10_000
+Counts = Sequence[tuple[int, int]]  # for each prompt (answers, right ones)
+
+
+class Estimate(NamedTuple):
+    value: float
+    low: float  # of the 95 % bootstrap interval
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def pass_at_k(answers: int, right: int, k: int) -> float:
+    """The unbiased estimate 1 - C(n - c, k) / C(n, k) (arXiv 2107.03374, Eq. 1). Raises ValueError if k > n."""
+    if not 0 < k <= answers or not 0 <= right <= answers:
+        raise ValueError(f"{right} right of {answers} answers say nothing about pass@{k}")
+    return 1.0 - math.comb(answers - right, k) / math.comb(answers, k)
+
+
+def estimate(runs: Sequence[Counts], k: int, seed: int = 0) -> Estimate:
+    """pass@k, averaged over prompts and runs (seeds); all runs answered the same prompts in the same order."""
+    return _bootstrapped(_table(runs, k), seed)
+
+
+def difference(runs: Sequence[Counts], than: Sequence[Counts], k: int, seed: int = 0) -> Estimate:
+    """How much higher pass@k is in `runs` than in `than`, prompt by prompt and run by run."""
+    return _bootstrapped(_table(runs, k) - _table(than, k), seed)
+
+
+def _table(runs: Sequence[Counts], k: int) -> np.ndarray:
+    return np.array([[pass_at_k(answers, right, k) for answers, right in counts] for counts in runs])
+
+
+def _bootstrapped(values: np.ndarray, seed: int) -> Estimate:
+    """The mean of `values` (runs, prompts), and the 2.5 and 97.5 percentiles of it over resampled prompts and runs."""
+    draw, (runs, prompts) = np.random.default_rng(seed), values.shape
+    means = []
+    for _ in range(_DRAWS):
+        of_runs = values[draw.integers(runs, size=runs)].mean(0)
+        means.append(of_runs[draw.integers(prompts, size=prompts)].mean())
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Estimate(float(values.mean()), float(low), float(high))
