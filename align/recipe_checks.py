@@ -64,7 +64,7 @@ def check(reader: Reader, recipe: Recipe, needs: tuple[str, ...], roles: set[int
     _role_checks(reader, recipe, needs, roles, data)
     _head_checks(reader, recipe, needs, data)
     _feed_checks(reader, recipe, needs, data)
-    rollout_checks.check(reader, recipe, needs, data)
+    rollout_checks.check(reader, recipe, needs)
     if "samples" not in needs and data.get("sampling") and recipe.rollouts is None:
         what = f"objective {recipe.objective['name']!r} uses no samples"
         reader.fail(("sampling",), what, "leave the section out")

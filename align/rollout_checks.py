@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _CODE_ONLY = ("timeout", "memory")
 
 
-def check(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:
+def check(reader: Reader, recipe: Recipe, needs: tuple[str, ...]) -> None:
     """Adds to `reader` what is wrong in the three sections, and between them and the rest."""
     if recipe.warm_start is not None and recipe.warm_start.path is not None:
         problem = sources.check(recipe.warm_start.path, recipe.warm_start.split)
@@ -29,7 +29,7 @@ def check(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) ->
                 reader.fail((section,), "is for roll-outs, and there are none", "add rollouts, or leave it out")
         return
     _rollout_checks(reader, recipe, needs)
-    _verifier_checks(reader, recipe.rollouts.verifier, (data["rollouts"].get("verifier") or {}))
+    _verifier_checks(reader, recipe.rollouts.verifier)
     if recipe.judges is not None:
         _judge_checks(reader, recipe)
 
@@ -44,7 +44,7 @@ def _rollout_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...]) -> N
         reader.fail(("rollouts",), "cannot go with data.mix or data.nat: never tried", "leave one of them out")
 
 
-def _verifier_checks(reader: Reader, verifier: Verifier, given: dict) -> None:
+def _verifier_checks(reader: Reader, verifier: Verifier) -> None:
     at = ("rollouts", "verifier")
     if verifier.name not in VERIFIERS and "." not in verifier.name:
         fix = nearest(verifier.name, VERIFIERS)
@@ -58,7 +58,7 @@ def _verifier_checks(reader: Reader, verifier: Verifier, given: dict) -> None:
         except re.error as error:
             reader.fail((*at, "pattern"), f"is no regular expression: {shorten(error)}", "mend it")
     for key in _CODE_ONLY:
-        if verifier.name != "code" and isinstance(given, dict) and key in given:
+        if verifier.name != "code" and getattr(verifier, key) != getattr(Verifier(), key):
             reader.fail((*at, key), f"is for code, not for {verifier.name}", "leave it out")
 
 

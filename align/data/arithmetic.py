@@ -20,8 +20,7 @@ PARTS = {"train": 600, "heldout": 200, "warm": 600}  # split -> problems
 _SHARES = (("heldout", 0.2), ("warm", 0.6), ("train", 1.0))  # split -> up to which hash, in [0, 1)
 _OPERATIONS = 3  # lines of a solution
 _LARGEST_TERM, _LARGEST_FACTOR, _LARGEST_RESULT = 49, 9, 199
-_ASK = "Work out {}. Write one step on each line."
-_ASKED = re.compile(r"Work out ([-+*()0-9]+)\.")
+_TASK = "Work it out, one step a line."
 _EQUATION = re.compile(r"(\d+)([-+*])(\d+)=(\d+)")
 _COUNT = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 
@@ -55,7 +54,7 @@ def part(expression: str) -> str:
 def _row(text: str, tree: Node) -> dict:
     solution = "\n".join(f"{left}{operator}{right}={result}" for left, operator, right, result in steps(tree))
     return {
-        "prompt": [{"role": "user", "content": _ASK.format(text)}],
+        "prompt": [{"role": "system", "content": _TASK}, {"role": "user", "content": text}],
         "responses": [{"text": solution, "role": "positive", "reward": 1.0}],
         "source": "arithmetic",
     }
@@ -128,10 +127,8 @@ def judge_steps(example: Example, text: str, ends: Sequence[int]) -> list[float 
     A step is right if it is one true equation, and an operation that the problem asks for and that no step before
     it has done. So a step that takes a wrong result further is wrong, and one beside it may be right.
     """
-    asked = _ASKED.search(" ".join(message[1] for message in example.prompt))
-    if asked is None:
-        raise ValueError("the prompt is no problem of builtin:arithmetic")
-    left = Counter(_same(*step[:3]) for step in steps(parse(asked[1])))
+    asked = example.prompt if isinstance(example.prompt, str) else example.prompt[-1][1]
+    left = Counter(_same(*step[:3]) for step in steps(parse(asked)))
     scores: list[float | None] = []
     for begin, end in zip([0, *ends], ends, strict=False):
         piece = text[begin:end].strip()

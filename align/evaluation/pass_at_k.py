@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_DRAWS = 10_000
+_DRAWS = 4_000
 Counts = Sequence[tuple[int, int]]  # for each prompt (answers, right ones)
 
 
@@ -45,9 +45,7 @@ def _table(runs: Sequence[Counts], k: int) -> np.ndarray:
 def _bootstrapped(values: np.ndarray, seed: int) -> Estimate:
     """The mean of `values` (runs, prompts), and the 2.5 and 97.5 percentiles of it over resampled prompts and runs."""
     draw, (runs, prompts) = np.random.default_rng(seed), values.shape
-    means = []
-    for _ in range(_DRAWS):
-        of_runs = values[draw.integers(runs, size=runs)].mean(0)
-        means.append(of_runs[draw.integers(prompts, size=prompts)].mean())
+    of_runs = values[draw.integers(runs, size=(_DRAWS, runs))].mean(1)  # (draws, prompts)
+    means = np.take_along_axis(of_runs, draw.integers(prompts, size=(_DRAWS, prompts)), 1).mean(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return Estimate(float(values.mean()), float(low), float(high))

@@ -6,7 +6,9 @@ An answer that holds nothing to compare is undecided, not wrong.
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import sys
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
@@ -127,7 +129,9 @@ def _code(options: Verifier) -> Verify:
 def dotted(name: str, where: str) -> Callable:
     """The function `package.module.function`. Raises UserError."""
     module, _, function = name.rpartition(".")
-    fix = "give package.module.function, importable from where align is started"
+    fix = "give package.module.function, importable from the folder where align is started"
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # the console script does not look there
     try:
         found = getattr(importlib.import_module(module), function) if module else None
     except (ImportError, AttributeError, ValueError) as error:
