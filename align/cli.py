@@ -34,7 +34,11 @@ def run(arguments: list[str] | None = None) -> None:
     _add_ref(commands)
     _add_evaluate(commands)
     _add_rollouts(commands)
-    given = parser.parse_args(arguments)
+    given, more = parser.parse_known_args(arguments)
+    if more and hasattr(given, "overrides") and all("=" in word and not word.startswith("-") for word in more):
+        given.overrides += more  # argparse does not take them behind an option
+    elif more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     if given.command == "check" and given.list:
         if given.recipes:
             raise UserError("command line", "--list names no recipe", "align check --list")

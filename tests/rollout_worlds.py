@@ -1,4 +1,4 @@
-"""A world for tests of the pipeline: a tiny model whose answers end soon, and a verifier that finds half of them right."""
+"""A world for tests of the pipeline: a tiny model whose answers end soon, half of them right."""
 
 from __future__ import annotations
 

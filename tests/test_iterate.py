@@ -154,5 +154,5 @@ def test_groups_of_one_cannot_be_learned_from(world, tmp_path):
 def test_prompts_without_room_for_an_answer_are_told(world, tmp_path):
     own = recipe.load(world / "recipe.yaml", ["sampling.max_new_tokens=150", f"output={tmp_path}"])
     policy = rollouts.load_policy(own, str(world / "out/warm/policy"))
-    with pytest.raises(UserError, match="of answer are over data.max_length"):
+    with pytest.raises(UserError, match=r"of answer are over data\.max_length"):
         iterate.sample(own, 0, tmp_path, policy)

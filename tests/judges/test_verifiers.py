@@ -72,7 +72,10 @@ def test_code_is_run_with_its_tests():
 
 @pytest.mark.parametrize(
     "program",
-    ["import os; os._exit(0)", "raise SystemExit(0)", "x = 'a' * 2**30", "print('x' * 10**8)", "open('f', 'wb').write(b'0' * 10**8)"],
+    [
+        "import os; os._exit(0)", "raise SystemExit(0)", "x = 'a' * 2**30", "print('x' * 10**8)",
+        "open('f', 'wb').write(b'0' * 10**8)",
+    ],
 )  # fmt: skip
 def test_programs_that_leave_early_or_take_too_much_do_not_pass(program):
     assert not sandbox.run(program, "", 5.0, 256).passed
