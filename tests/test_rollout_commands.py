@@ -99,6 +99,7 @@ def test_sample_judge_and_score(recipe, tmp_path, capsys):
     ("words", "message"),
     [
         (["sample", "recipes/bcpg.yaml"], "has no section rollouts"),
+        (["train", "{recipe}"], "its rows are yet to be sampled; align iterate"),
         (["judge", "{recipe}", "judges=null"], "judges: names no judge"),
         (["judge", "{recipe}", "--score", "none.jsonl"], "none.jsonl: no such file"),
         (["judge", "{recipe}", "--score", "{rows}"], "no answer has steps labelled up to its first error"),

@@ -211,7 +211,7 @@ def _builtin_rows(name: str, split: str) -> Iterator[tuple[Place, object]]:
     set with the good answers as positives in both parts. `benign` is never trained on, `retain` never measured on.
     """
     if name == ARITHMETIC:
-        yield from ((f"{BUILTIN}{name}:{number}", row) for number, row in enumerate(arithmetic.rows(split), 1))
+        yield from ((Place(f"{BUILTIN}{name}", 0, number), row) for number, row in enumerate(arithmetic.rows(split), 1))
         return
     for number, row in _builtin_file(name):
         if row["split"] == split:
