@@ -20,6 +20,8 @@ import gc
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from align import job, models, objectives, rollouts
 from align.data.ledger import Ledger
 from align.data.sources import HELD_OUT
@@ -31,6 +33,7 @@ from align.rollouts import Policy, load_policy
 from align.run import write_json, write_text
 
 BEFORE = "before"
+_MAY_CHANGE = {"train": ("resume", "save_every", "tokens_per_device"), "rollouts": ("against", "held_out")}
 
 
 def iterate(recipe: Recipe, rounds: int, seeds: int = 1) -> None:
@@ -52,9 +55,18 @@ def iterate(recipe: Recipe, rounds: int, seeds: int = 1) -> None:
 def write_recipe(recipe: Recipe, output: Path) -> None:
     """Keeps the recipe with the output. Raises UserError if another one made it."""
     file, text = output / "recipe.yaml", recipe.to_yaml()
-    if file.exists() and file.read_text(encoding="utf-8") != text:
+    if file.exists() and _lasting(file.read_text(encoding="utf-8")) != _lasting(text):
         raise UserError(str(file), "another recipe has written here", "use another output, or that recipe")
     write_text(file, text)
+
+
+def _lasting(text: str) -> dict:
+    """A recipe without what may change when its rounds are gone on with."""
+    data = yaml.safe_load(text)
+    for section, keys in _MAY_CHANGE.items():
+        for key in keys:
+            data[section].pop(key, None)
+    return data
 
 
 def start_policy(recipe: Recipe, output: Path) -> str:

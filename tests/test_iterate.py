@@ -138,7 +138,10 @@ def test_judgements_cut_off_anywhere_are_gone_on_with(world, copy, kept):
         assert (folder / name).read_bytes() == (done / name).read_bytes()
 
 
-def test_another_recipe_does_not_go_on(world):
+def test_another_recipe_does_not_go_on(world, copy):
+    with pytest.raises(UserError, match="another recipe has written here"):
+        iterate.write_recipe(recipe.load(world / "recipe.yaml", ["warm_start.max_steps=3"]), copy)
+    iterate.write_recipe(recipe.load(world / "recipe.yaml", ["train.save_every=3", "rollouts.against=[]"]), copy)
     with pytest.raises(UserError, match="another recipe has written here"):
         iterate.iterate(recipe.load(world / "recipe.yaml", ["sampling.k=3"]), rounds=1)
 
