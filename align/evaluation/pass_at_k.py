@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-_DRAWS = 4_000
+from align.evaluation.intervals import bootstrap_runs
+
 Counts = Sequence[tuple[int, int]]  # for each prompt (answers, right ones)
 
 
@@ -30,22 +31,17 @@ def pass_at_k(answers: int, right: int, k: int) -> float:
 
 def estimate(runs: Sequence[Counts], k: int, seed: int = 0) -> Estimate:
     """pass@k, averaged over prompts and runs (seeds); all runs answered the same prompts in the same order."""
-    return _bootstrapped(_table(runs, k), seed)
+    return _with_interval(_table(runs, k), seed)
 
 
 def difference(runs: Sequence[Counts], than: Sequence[Counts], k: int, seed: int = 0) -> Estimate:
     """How much higher pass@k is in `runs` than in `than`, prompt by prompt and run by run."""
-    return _bootstrapped(_table(runs, k) - _table(than, k), seed)
+    return _with_interval(_table(runs, k) - _table(than, k), seed)
 
 
 def _table(runs: Sequence[Counts], k: int) -> np.ndarray:
     return np.array([[pass_at_k(answers, right, k) for answers, right in counts] for counts in runs])
 
 
-def _bootstrapped(values: np.ndarray, seed: int) -> Estimate:
-    """The mean of `values` (runs, prompts), and the 2.5 and 97.5 percentiles of it over resampled prompts and runs."""
-    draw, (runs, prompts) = np.random.default_rng(seed), values.shape
-    of_runs = values[draw.integers(runs, size=(_DRAWS, runs))].mean(1)  # (draws, prompts)
-    means = np.take_along_axis(of_runs, draw.integers(prompts, size=(_DRAWS, prompts)), 1).mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(float(values.mean()), float(low), float(high))
+def _with_interval(values: np.ndarray, seed: int) -> Estimate:
+    return Estimate(float(values.mean()), *bootstrap_runs(values, seed=seed))
