@@ -33,7 +33,12 @@ def run(arguments: list[str] | None = None) -> None:
     _add_preview(commands)
     _add_ref(commands)
     _add_evaluate(commands)
-    given = parser.parse_args(arguments)
+    _add_rollouts(commands)
+    given, more = parser.parse_known_args(arguments)
+    if more and hasattr(given, "overrides") and all("=" in word and not word.startswith("-") for word in more):
+        given.overrides += more  # argparse does not take them behind an option
+    elif more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     if given.command == "check" and given.list:
         if given.recipes:
             raise UserError("command line", "--list names no recipe", "align check --list")
@@ -48,6 +53,10 @@ def run(arguments: list[str] | None = None) -> None:
         train_main([given.recipe, *given.overrides])
     elif given.command == "ref":
         run_ref(given)
+    elif given.command in ("sample", "judge", "iterate"):
+        from align import rollout_commands
+
+        rollout_commands.main(given)
     elif given.command == "doctor":
         from align import doctor_command
 
@@ -111,9 +120,23 @@ def _add_evaluate(commands) -> None:
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _add_rollouts(commands) -> None:
+    sample = commands.add_parser("sample", help="draw answers to the recipe's prompts from the policy, and verify them")
+    judge = commands.add_parser("judge", help="judge the steps of the wrong answers that were sampled")
+    judge.add_argument("--score", metavar="FILE", help="measure the recipe's judges on rows with judged steps instead")
+    judge.add_argument("--rows", type=_count, metavar="N", help="with --score: the first rows only")
+    iterate = commands.add_parser("iterate", help="sample, judge, train; again from the trained policy")
+    iterate.add_argument("--rounds", type=_count, default=1, metavar="R", help="how often (1)")
+    iterate.add_argument("--seeds", type=_count, default=1, metavar="N", help="do all of it for N seeds (1)")
+    for command in (sample, judge, iterate):
+        command.description = "Writes into the recipe's output; killed, it goes on where it was."
+        command.add_argument("recipe", metavar="RECIPE")
+        command.add_argument("overrides", nargs="*", metavar="key=value")
+
+
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of rows from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
 
 

@@ -139,6 +139,37 @@ def load_adapters(model: PreTrainedModel, folders: dict[str, Path]) -> PreTraine
     return policy.eval()
 
 
+def merge_adapter(model: Model, adapter: Path, target: Path) -> None:
+    """Writes `model` with the trained adapter of a run added to its weights as a model folder of its own (float32)."""
+    import torch
+    from peft import PeftModel
+
+    base = load_model(model, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    with whole_folder(target) as folder:
+        merged.save_pretrained(folder)
+        load_tokenizer(model).save_pretrained(folder)
+
+
+def load_reward_model(path: str, *, has_token_head: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A process reward model, float32: a head on tokens or a language model. Raises UserError for another head."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
+
+    folder, extra = _located(path)
+    with _load_errors(path):
+        config = AutoConfig.from_pretrained(folder, **extra)
+    heads, wanted = config.architectures or [], "ForTokenClassification" if has_token_head else "ForCausalLM"
+    if not extra and not any(name.endswith((wanted, "LMHeadModel")[: 2 - has_token_head]) for name in heads):
+        other = "judges.prm.good_token" + (" for a language model" if has_token_head else ": leave it out")
+        what = f"{shorten(path)} has no head {wanted}, but {', '.join(heads) or 'none that its config names'}"
+        raise UserError("judges.prm.path", what, f"use another model, or {other}")
+    kind = AutoModelForTokenClassification if has_token_head else AutoModelForCausalLM
+    with _load_errors(path):
+        model = kind.from_pretrained(folder, dtype=torch.float32, **extra)
+        return model, AutoTokenizer.from_pretrained(folder, **extra)
+
+
 def weights_hash(model: PreTrainedModel) -> str:
     """SHA-256 over the names, shapes and bytes of the weights without adapter: who the run began with."""
     import torch

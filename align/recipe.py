@@ -14,6 +14,7 @@ from align.data import sources
 from align.data.layout import ALL, AUTO, CHEAP, NONE, PACKED, PADDED
 from align.errors import UserError, UserErrors, shorten
 from align.recipe_checks import training_argument_names as training_argument_names
+from align.rollout_options import Judges, Rollouts, WarmStart
 from align.schema import Reader, nearest, option
 from align.yaml_lines import dotted
 
@@ -178,6 +179,9 @@ class Recipe:
     retain: Retain = option(Retain, doc="Good answers that hold the policy in place, beside any objective.")
     weights: Weights = option(Weights, doc="What responses and judged steps weigh, under any objective.")
     sampling: Sampling = option(Sampling, doc="Samples of the policy's own.")
+    warm_start: WarmStart | None = option(None, doc="Imitation before the first roll-outs; null: none.")
+    rollouts: Rollouts | None = option(None, doc="align iterate: data.sources are prompts to sample from; null: rows.")
+    judges: Judges | None = option(None, doc="Judges of the steps of wrong roll-outs; null: steps are not judged.")
     objective: dict = option(doc="name, and the objective's hyper-parameters.")
     train: Train = option(Train, doc="Optimisation.")
     eval: Eval = option(Eval, doc="Held-out measurements.")
@@ -192,8 +196,11 @@ class Recipe:
         """Every value that the run uses, resolved: what the run folder keeps as `recipe.yaml`."""
         needs, data = self.build_objective().needs, dataclasses.asdict(self)
         for section, asked in recipe_checks.SECTION_NEEDS.items():
-            if not asked & set(needs):
+            if not asked & set(needs) and not (section == "sampling" and self.rollouts):
                 del data[section]  # `load` refuses sections that the objective does not use
+        for section in ("warm_start", "rollouts", "judges"):
+            if data[section] is None:
+                del data[section]
         if not self.retain.sources and not self.retain.positives:
             del data["retain"]  # nor may it be there for nothing
         return yaml_lines.dump(data)
@@ -218,10 +225,13 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     recipe = reader.section(Recipe, data, ())
     cls, objective = _objective(reader, data.get("objective"))
     needs = cls.needs if cls else tuple(objectives.NEEDS)
+    if recipe.rollouts is not None:
+        for index, other in enumerate(recipe.rollouts.against):
+            _objective(reader, other, ("rollouts", "against", index))
     recipe_checks.check(reader, recipe, needs, objective.roles() if objective else objectives.roles_of(needs), data)
     if errors or reader.errors:
         raise UserErrors(errors + reader.errors)
-    return _resolve(recipe, objective)
+    return resolve(recipe, objective)
 
 
 def _parsed(text: str, errors: list[UserError]) -> tuple[str, list[str], object] | None:
@@ -268,26 +278,28 @@ def _plain_sources(data: dict) -> None:
             data[section]["sources"] = [{"path": item} if isinstance(item, str) else item for item in given]
 
 
-def _objective(reader: Reader, given: object) -> tuple[type | None, objectives.Objective | None]:
-    """The objective's class and the objective; None for what mistakes make unknown."""
+def _objective(
+    reader: Reader, given: object, at: tuple = ("objective",)
+) -> tuple[type | None, objectives.Objective | None]:
+    """The class and the objective that the section `at` names; None for what mistakes make unknown."""
     if not isinstance(given, dict):
         return None, None  # the section check has said so
     name = given.get("name")
     if not isinstance(name, str):
         what = "is missing" if name is None else f"{shorten(name)} is not text"
-        reader.fail(("objective", "name"), what, "one of " + ", ".join(objectives.available()))
+        reader.fail((*at, "name"), what, "one of " + ", ".join(objectives.available()))
         return None, None
     try:
         cls = objectives.load(name)
     except LookupError as error:
-        reader.fail(("objective", "name"), str(error), nearest(name, objectives.available()))
+        reader.fail((*at, "name"), str(error), nearest(name, objectives.available()))
         return None, None
     before = len(reader.errors)
-    parameters = reader.values(cls, {key: value for key, value in given.items() if key != "name"}, ("objective",))
+    parameters = reader.values(cls, {key: value for key, value in given.items() if key != "name"}, at)
     return cls, cls(**parameters) if len(reader.errors) == before else None
 
 
-def _resolve(recipe: Recipe, objective: objectives.Objective) -> Recipe:
+def resolve(recipe: Recipe, objective: objectives.Objective) -> Recipe:
     """Fills in what a recipe may leave open, so that the run folder's copy says everything."""
     reference, evaluation = recipe.reference, recipe.eval
     if evaluation.holdout is None:
@@ -303,7 +315,8 @@ def _resolve(recipe: Recipe, objective: objectives.Objective) -> Recipe:
             and source.split == "train"
             and sources.check(source.path, sources.HELD_OUT) is None  # not every set has a held-out part
         ]
-        benign = Source(path=f"{sources.BUILTIN}benign", split=sources.HELD_OUT)
-        evaluation = dataclasses.replace(evaluation, sources=[*held_out, benign])
+        if recipe.rollouts is None:  # there, answers to held-out prompts are verified: all must have a right one
+            held_out.append(Source(path=f"{sources.BUILTIN}benign", split=sources.HELD_OUT))
+        evaluation = dataclasses.replace(evaluation, sources=held_out)
     hyper = {"name": recipe.objective["name"], **dataclasses.asdict(objective)}
     return dataclasses.replace(recipe, reference=reference, eval=evaluation, objective=hyper)

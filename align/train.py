@@ -19,6 +19,8 @@ def main(arguments: list[str] | None = None) -> None:
     from align import recipe
 
     loaded = recipe.load(arguments[0], arguments[1:])
+    if loaded.rollouts is not None:
+        raise UserError(arguments[0], "its rows are yet to be sampled", f"align iterate {arguments[0]}")
     from align.job import train
 
     train(loaded)

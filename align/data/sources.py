@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from align.data import readers, tables
+from align.data import arithmetic, readers, tables
 from align.data.examples import Example, RowError, parse_row
 from align.data.ledger import SHOWN, Ledger
 from align.data.readers import JSON_LINES, Lines, Place, Reader
@@ -19,13 +19,14 @@ from align.errors import UserError, UserErrors, printable, shorten
 from align.schema import nearest
 
 BUILTIN = "builtin:"
+ARITHMETIC = "arithmetic"
 HELD_OUT = "heldout"
 _FOLDER = Path(__file__).parent / "builtin"
 _LOCAL = (*JSON_LINES, *tables.KINDS)
 
 
 def builtin_names() -> list[str]:
-    return sorted([*(path.stem for path in _FOLDER.glob("*.jsonl")), "pairs"])
+    return sorted([*(path.stem for path in _FOLDER.glob("*.jsonl")), "pairs", ARITHMETIC])
 
 
 def check(path: str, split: str) -> tuple[str, str] | None:
@@ -209,6 +210,9 @@ def _builtin_rows(name: str, split: str) -> Iterator[tuple[Place, object]]:
     `unwanted` trains on negatives alone; its good answers appear in the held-out part only. `pairs` is the same
     set with the good answers as positives in both parts. `benign` is never trained on, `retain` never measured on.
     """
+    if name == ARITHMETIC:
+        yield from ((Place(f"{BUILTIN}{name}", 0, number), row) for number, row in enumerate(arithmetic.rows(split), 1))
+        return
     for number, row in _builtin_file(name):
         if row["split"] == split:
             with_good = name != "unwanted" or split == HELD_OUT
@@ -223,7 +227,8 @@ def _builtin_rows(name: str, split: str) -> Iterator[tuple[Place, object]]:
 
 
 def _builtin_splits(name: str) -> list[str]:
-    return sorted({row["split"] for _, row in _builtin_file(name)}, reverse=True)  # train first
+    found = list(arithmetic.PARTS) if name == ARITHMETIC else {row["split"] for _, row in _builtin_file(name)}
+    return sorted(found, key=lambda split: (split != "train", split))  # train first
 
 
 def _builtin_file(name: str) -> list[tuple[int, dict]]:

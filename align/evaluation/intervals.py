@@ -21,6 +21,15 @@ def bootstrap(values: np.ndarray, *, seed: int = 0, level: float = 0.95) -> tupl
     return float(low), float(high)
 
 
+def bootstrap_runs(values: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
+    """(low, high), 95 %, of the mean of `values` (runs, N), resampling runs and the N that all of them share."""
+    draw, (runs, count) = np.random.default_rng(seed), values.shape
+    of_runs = values[draw.integers(runs, size=(RESAMPLES, runs))].mean(1)  # (resamples, N)
+    means = np.take_along_axis(of_runs, draw.integers(count, size=(RESAMPLES, count)), 1).mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def mcnemar(won: int, lost: int) -> float:
     """The two-sided exact p of `won` questions that only one got right, and `lost` that only the other did.
 

@@ -137,21 +137,30 @@ class Sampler:
         return {"prompt_key": row.example.key, "prompt": row.example.prompt, "samples": texts}
 
     def _generate(self, model, group: list[TokenizedRow], number: int) -> dict[str, list[list[int]]]:
-        prompts, uniforms = [], []
-        for row in group:
-            prompts.append(encode_prompt(self.tokenizer, row.example.prompt, self.config.instruction))
-            for index in range(self.config.k):
-                uniforms.append(
-                    _uniforms(f"{self.seed}/{number}/{row.example.key}/{index}", self.config.max_new_tokens)
-                )
-        processors = [TemperatureLogitsWarper(self.config.temperature)]
-        if self.config.top_p < 1:
-            processors.append(TopPLogitsWarper(self.config.top_p))
-        width = max(map(len, prompts))
-        processors.append(_InverseCdf(torch.stack(uniforms), width))
-        answers = generate(model, self.tokenizer, prompts, self.config.max_new_tokens, processors, self.config.k)
-        k = self.config.k
-        return {row.example.key: answers[index * k : (index + 1) * k] for index, row in enumerate(group)}
+        prompts = [encode_prompt(self.tokenizer, row.example.prompt, self.config.instruction) for row in group]
+        names = [f"{self.seed}/{number}/{row.example.key}" for row in group]
+        drawn = draw(model, self.tokenizer, prompts, names, self.config, self.config.k)
+        return {row.example.key: [ids for ids, _ in own] for row, own in zip(group, drawn, strict=True)}
+
+
+def draw(
+    model, tokenizer, prompts: list[list[int]], names: list[str], config: Sampling, k: int
+) -> list[list[tuple[list[int], list[float]]]]:
+    """`k` samples of each prompt: (token ids up to and including the end of the turn, log-prob of each).
+
+    Log-probs are the model's own, whatever temperature and top-p it was sampled with. What is drawn depends on the
+    name of the prompt (the seed, for instance, and its key), not on the other prompts of the call.
+    """
+    uniforms = [_uniforms(f"{name}/{index}", config.max_new_tokens) for name in names for index in range(k)]
+    own = _OwnLogps()
+    processors = [own, TemperatureLogitsWarper(config.temperature)]
+    if config.top_p < 1:
+        processors.append(TopPLogitsWarper(config.top_p))
+    processors.append(_InverseCdf(torch.stack(uniforms), max(map(len, prompts))))
+    answers = generate(model, tokenizer, prompts, config.max_new_tokens, processors, k)
+    logps = own.of([ids[-1] for ids in answers], [len(ids) for ids in answers])
+    samples = list(zip(answers, logps, strict=True))
+    return [samples[start : start + k] for start in range(0, len(samples), k)]
 
 
 def generate(
@@ -236,6 +245,26 @@ def is_degenerate(ids: list[int]) -> bool:
     runs = [tuple(ids[start : start + 4]) for start in range(len(ids) - 3)]
     repeats = len(runs) >= 8 and len(set(runs)) < len(runs) / 2
     return repeats or (len(ids) >= 8 and Counter(ids).most_common(1)[0][1] > len(ids) / 2)
+
+
+class _OwnLogps(LogitsProcessor):
+    """Notes the log-prob of every token drawn; stands in front of the processors that change the distribution."""
+
+    def __init__(self):
+        self.before: torch.Tensor | None = None  # (samples, V) at the newest position
+        self.chosen: list[torch.Tensor] = []  # (samples,) for each position before it
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self.before is not None:
+            self.chosen.append(self.before.gather(-1, input_ids[:, -1:])[:, 0])
+        self.before = scores.float().log_softmax(-1)
+        return scores
+
+    def of(self, last: list[int], lengths: list[int]) -> list[list[float]]:
+        """The log-probs of each sample. `last`: its last token; it may be the newest, which no call has followed."""
+        final = self.before.gather(-1, torch.tensor(last, device=self.before.device)[:, None])[:, 0]
+        table = torch.stack([*self.chosen, final], 1).tolist()
+        return [row[:length] for row, length in zip(table, lengths, strict=True)]
 
 
 _BLOCK = 256  # words

@@ -464,3 +464,23 @@ def test_the_instruction_is_for_sampling_only(instruction, model, prompts_forwar
         == some_rows[0].prompt_ids
         == tuple(encode_prompt(TOKENIZER, "Why?"))
     )
+
+
+# Log-probs of what is drawn.
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_log_probs_are_the_models_own(temperature):
+    """Of every token drawn, the end of the turn included, whatever temperature and top-p it was drawn with."""
+    model = tiny.llama(initializer_range=0.25)
+    model.generation_config.eos_token_id = [257, *range(20)]
+    config = Sampling(k=3, temperature=temperature, top_p=0.9, max_new_tokens=40)
+    prompts = [TOKENIZER(text)["input_ids"] for text in ("Why?", "And who was it in the end?")]
+    drawn = sampling.draw(model, TOKENIZER, prompts, ["a", "b"], config, 3)
+    lengths = {len(ids) for answers in drawn for ids, _ in answers}
+    assert len(lengths) > 1, "answers must end at different places for this to mean anything"
+    for prompt, answers in zip(prompts, drawn, strict=True):
+        for ids, logps in answers:
+            with torch.no_grad():
+                wanted = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            assert logps == pytest.approx(wanted[range(len(ids)), ids].tolist(), abs=1e-4)
