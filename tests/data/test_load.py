@@ -311,7 +311,7 @@ def test_a_retain_row_that_can_never_fit_a_device_is_told(tmp_path):
         output="nowhere",
         data=Data(sources=[Source(path=train)], max_length=512),
         retain=Retain(sources=[Source(path=retain)]),
-        train=Train(tokens_per_device=150),
+        train=Train(tokens_per_device=150, recompute="none"),
         eval=Eval(sources=[], holdout=0.0),
     )
     with pytest.raises(
