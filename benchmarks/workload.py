@@ -70,7 +70,7 @@ class Setup:
     precision: str = "fp32"
     lora: int | None = None  # rank; None: all weights train
     layout: str | None = None  # None: the recipe's default
-    tokens_per_device: int = 768  # of our micro-batches
+    tokens_per_device: int = 896  # of our micro-batches
     most_pairs: int = 2  # of TRL's micro-batches: its default of 8, and 4, can take over 18 GB at these lengths
     trl_as_ours: bool = False  # TRL's process with `align.processor`'s settings, too; else as its users have it
     learning_rate: float = 1e-6  # TRL's default for DPO
