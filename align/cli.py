@@ -20,67 +20,81 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> None:
     """Runs one command. Raises UserError."""
+    parser = _parser()
+    given, more = parser.parse_known_args(arguments)
+    if more and hasattr(given, "overrides") and all("=" in word and not word.startswith("-") for word in more):
+        given.overrides += more  # argparse does not take them behind an option
+    elif more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if given.command is None:
+        parser.print_help(sys.stderr)
+        raise UserError("command line", "names no command", "align check RECIPE, for example")
+    given.run(given)
+
+
+def _parser() -> _Parser:
+    """Every command with its options; `run` is what does it."""
     parser = _Parser(prog="align", description="Train language models on negative examples.")
     parser.add_argument("--version", action="version", version=f"align {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     check = commands.add_parser("check", help="check recipes without loading a model or data")
     check.add_argument("recipes", nargs="*", metavar="RECIPE", help="recipe files; key=value overrides apply to all")
     check.add_argument("--list", action="store_true", help="print all objectives, what they need and are normalised by")
+    check.set_defaults(run=_check)
     train = commands.add_parser("train", help="run a recipe in this process (accelerate launch does it on several)")
     train.add_argument("recipe", metavar="RECIPE")
     train.add_argument("overrides", nargs="*", metavar="key=value")
-    _add_doctor(commands)
-    _add_preview(commands)
-    _add_ref(commands)
-    _add_evaluate(commands)
-    _add_rollouts(commands)
-    given, more = parser.parse_known_args(arguments)
-    if more and hasattr(given, "overrides") and all("=" in word and not word.startswith("-") for word in more):
-        given.overrides += more  # argparse does not take them behind an option
-    elif more:
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
-    if given.command == "check" and given.list:
-        if given.recipes:
-            raise UserError("command line", "--list names no recipe", "align check --list")
-        from align import catalogue
+    train.set_defaults(run=_train)
+    for add in (_add_doctor, _add_preview, _add_ref, _add_evaluate, _add_rollouts):
+        add(commands)
+    return parser
 
-        print(catalogue.table())
-    elif given.command == "check":
-        check_recipes(given.recipes)
-    elif given.command == "train":
-        from align.train import main as train_main
 
-        train_main([given.recipe, *given.overrides])
-    elif given.command == "ref":
-        run_ref(given)
-    elif given.command in ("sample", "judge", "iterate"):
-        from align import rollout_commands
+def _check(given: argparse.Namespace) -> None:
+    if not given.list:
+        return check_recipes(given.recipes)
+    if given.recipes:
+        raise UserError("command line", "--list names no recipe", "align check --list")
+    from align import catalogue
 
-        rollout_commands.main(given)
-    elif given.command == "doctor":
-        from align import doctor_command
+    print(catalogue.table())
 
-        raise SystemExit(
-            doctor_command.main(
-                given.what, evaluated=given.eval, tokenizer=given.tokenizer, flips=given.flips, as_json=given.json,
-                fix=given.fix,
-            )
-        )  # fmt: skip
-    elif given.command == "evaluate":
-        from align.evaluation import command
 
-        command.main(
-            given.runs, given.data, tune=given.tune, draws_curve=given.curve, plot=given.plot, as_json=given.json
+def _train(given: argparse.Namespace) -> None:
+    from align.train import main as train_main
+
+    train_main([given.recipe, *given.overrides])
+
+
+def _doctor(given: argparse.Namespace) -> None:
+    from align import doctor_command
+
+    raise SystemExit(
+        doctor_command.main(
+            given.what, evaluated=given.eval, tokenizer=given.tokenizer, flips=given.flips, as_json=given.json,
+            fix=given.fix,
         )
-    elif given.command == "preview":
-        from align import models, recipe
-        from align.data import preview
+    )  # fmt: skip
 
-        loaded = recipe.load(given.recipe, given.overrides)
-        preview.main(loaded, models.load_tokenizer(loaded.model), given.rows, given.html)
-    else:
-        parser.print_help(sys.stderr)
-        raise UserError("command line", "names no command", "align check RECIPE, for example")
+
+def _preview(given: argparse.Namespace) -> None:
+    from align import models, recipe
+    from align.data import preview
+
+    loaded = recipe.load(given.recipe, given.overrides)
+    preview.main(loaded, models.load_tokenizer(loaded.model), given.rows, given.html)
+
+
+def _evaluate(given: argparse.Namespace) -> None:
+    from align.evaluation import command
+
+    command.main(given.runs, given.data, tune=given.tune, draws_curve=given.curve, plot=given.plot, as_json=given.json)
+
+
+def _rollouts(given: argparse.Namespace) -> None:
+    from align import rollout_commands
+
+    rollout_commands.main(given)
 
 
 def _add_doctor(commands) -> None:
@@ -96,6 +110,7 @@ def _add_doctor(commands) -> None:
     doctor.add_argument(
         "--fix", metavar="OUT.jsonl", help="write the rows again without what can be mended or left out"
     )
+    doctor.set_defaults(run=_doctor)
 
 
 def _add_preview(commands) -> None:
@@ -105,6 +120,7 @@ def _add_preview(commands) -> None:
     preview.add_argument("overrides", nargs="*", metavar="key=value")
     preview.add_argument("--rows", type=_count, default=3, metavar="N", help="how many (3)")
     preview.add_argument("--html", metavar="OUT.html", help="write a page in place of printing")
+    preview.set_defaults(run=_preview)
 
 
 def _add_evaluate(commands) -> None:
@@ -118,6 +134,7 @@ def _add_evaluate(commands) -> None:
     evaluate.add_argument("--curve", action="store_true", help="over the snapshots of the runs (train.snapshots)")
     evaluate.add_argument("--plot", metavar="OUT.png|svg", help="draw the curves (needs the extra `plot`)")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
+    evaluate.set_defaults(run=_evaluate)
 
 
 def _add_rollouts(commands) -> None:
@@ -132,6 +149,7 @@ def _add_rollouts(commands) -> None:
         command.description = "Writes into the recipe's output; killed, it goes on where it was."
         command.add_argument("recipe", metavar="RECIPE")
         command.add_argument("overrides", nargs="*", metavar="key=value")
+        command.set_defaults(run=_rollouts)
 
 
 def _count(text: str) -> int:
@@ -141,9 +159,9 @@ def _count(text: str) -> int:
 
 
 def _add_ref(commands) -> None:
-    actions = commands.add_parser("ref", help="the store of reference log-probs").add_subparsers(
-        dest="action", metavar="ACTION", required=True
-    )
+    ref = commands.add_parser("ref", help="the store of reference log-probs")
+    ref.set_defaults(run=run_ref)
+    actions = ref.add_subparsers(dest="action", metavar="ACTION", required=True)
     what = "score the rows of a recipe under its references, for any run to come (not samples, which a run draws)"
     build = actions.add_parser("build", help=what, description=what)
     build.add_argument("recipe", metavar="RECIPE")

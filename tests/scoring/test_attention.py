@@ -220,8 +220,9 @@ def test_tree_attention_is_a_sound_operation():
     segments, tokens = random_segments(0)
     given = [torch.randn(heads, tokens, 8, requires_grad=True) for heads in (4, 2, 2)]
     flat = segments.flatten().tolist()
-    torch.library.opcheck(
+    found = torch.library.opcheck(
         torch.ops.align.tree_attention.default,
         (*given, flat, 0.3),
         test_utils=("test_schema", "test_autograd_registration"),
     )
+    assert set(found.values()) == {"SUCCESS"}
