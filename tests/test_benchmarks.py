@@ -144,7 +144,7 @@ def test_our_plan_meets_the_rows_in_the_order_of_the_pairs(setup, tmp_path):
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_the_largest_row_fits_a_device(setup, tmp_path, layout):
-    long = {"prompt": Lengths(500, 0.0, 1, 500), "response": Lengths(10, 0.0, 1, 10), "responses": 64}
+    long = {"prompt": Lengths(250, 0.0, 1, 250), "response": Lengths(10, 0.0, 1, 10), "responses": 64}
     work = workload.make(dataclasses.replace(setup, layout=layout, **long), tmp_path / layout)
     padded = max(len(row.responses) * max(row.lengths()) for step in work.steps for row in step)
     assert padded > Setup.tokens_per_device > layouts.size(work.steps[0][:1], "packed")

@@ -33,7 +33,7 @@ model:     {{path: {model}, adapter: {{rank: 4}}}}
 data:      {{sources: [{data}], max_length: 128}}
 retain:    {{positives: true, weight: 0.2}}
 weights:   {{negative: 0.7}}
-train:     {{learning_rate: 1.0e-2, max_steps: 6, prompts_per_step: 8, tokens_per_device: 100000, seed: 3,
+train:     {{learning_rate: 1.0e-2, max_steps: 5, prompts_per_step: 8, tokens_per_device: 100000, seed: 3,
             precision: fp32}}
 eval:      {{holdout: 0, generate: 0, sources: []}}
 output:    unset
