@@ -59,7 +59,7 @@ def _tuned(models: subject.Subject, tune: str) -> dict[str, dict[str, float]]:
     """The ratio with the weight of the negative head that does best on other questions."""
     if subject.RATIO not in models.scores:
         raise UserError("--tune", f"{models.name} has no ratio whose weight could be chosen", "leave it out")
-    options = multiple_choice.score(models, multiple_choice.questions(tune, Ledger()), Ledger())
+    options = multiple_choice.score(models, multiple_choice.questions(tune, Ledger(), "--tune"), Ledger(), "--tune")
     best = multiple_choice.best_weight(options, models.scores, SUM, GRID)
     return {f"ratio, w- {best:g} by --tune": {**models.scores[subject.RATIO], "negative": -best}}
 

@@ -53,14 +53,17 @@ class Options:
         return float(np.mean([right.mean() for right in self.is_right]))
 
 
-def questions(path: str, ledger: Ledger) -> list[Example]:
-    """The rows of a source that are questions; what is not is counted. Raises UserError if none is."""
+def questions(path: str, ledger: Ledger, where: str = "--data") -> list[Example]:
+    """The rows of a source, named by the option `where`, that are questions; what is not is counted.
+
+    Raises UserError if none is.
+    """
     split = "train"
     if path.startswith(sources.BUILTIN) and sources.check(path, sources.HELD_OUT) is None:
         split = sources.HELD_OUT
     problem = sources.check(path, split)
     if problem:
-        raise UserError("--data", *problem)
+        raise UserError(where, *problem)
     found = []
     for example in sources.read(path, split, on_bad_rows="skip", ledger=ledger):
         right, wrong = set(example.texts("positive")), set(example.texts("negative"))
@@ -73,14 +76,14 @@ def questions(path: str, ledger: Ledger) -> list[Example]:
     return found
 
 
-def score(subject: Subject, examples: Sequence[Example], ledger: Ledger) -> Options:
+def score(subject: Subject, examples: Sequence[Example], ledger: Ledger, where: str = "--data") -> Options:
     """All options under all heads of the subject. Raises UserError if no question can be scored."""
     encoded = [_encode(subject, example, ledger) for example in examples]
     rows = [row for row in encoded if row is not None]
     ledger.used = len(rows)
     if not rows:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(ledger.dropped.items()))
-        raise UserError("--data", f"no row is a question ({reasons})", "give rows with right and wrong answers")
+        raise UserError(where, f"no row is a question ({reasons})", "give rows with right and wrong answers")
     logps: dict[str, list[np.ndarray]] = {name: [] for name in subject.heads}
     title = f"scoring {len(subject.heads)} heads"
     with tqdm(total=len(rows), desc=title, unit="question", leave=False) as bar:

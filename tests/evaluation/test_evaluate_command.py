@@ -81,12 +81,18 @@ def test_heads_and_their_ratio(evaluate, heads, uneven_rows):
 
 
 @pytest.mark.slow
-def test_the_weight_is_chosen_on_other_rows(heads, uneven_rows):
+def test_the_weight_is_chosen_on_other_rows(heads, uneven_rows, tmp_path):
     """By the real command line."""
-    result = run(EVALUATE, heads, "--data", uneven_rows, "--tune", "builtin:pairs")
+    tune = tmp_path / "tune.jsonl"
+    rows = [{"prompt": f"Is {n} small?", "positives": ["It is."], "negatives": ["No", "red"]} for n in range(6)]
+    tune.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run(EVALUATE, heads, "--data", uneven_rows, "--tune", tune)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "rows read 24, used 24" in result.stdout and "24 questions" in result.stdout
     assert "by --tune" in result.stdout
+    refused = run(EVALUATE, heads, "--data", uneven_rows, "--tune", "builtin:pairs")  # all too long for this run
+    assert refused.returncode == 2
+    assert "--tune: no row is a question (too long" in refused.stderr
 
 
 def test_curve(evaluate, heads, uneven_rows, tmp_path):
