@@ -153,5 +153,5 @@ def test_only_what_is_shown_is_read(tmp_path, monkeypatch, capsys, tiny_model):
     assert f"{file}:1" in out and f"{file}:2" in out and "broken" not in out and f"{file}:3" not in out
     run(["preview", str(recipe), "--html", str(tmp_path / "page.html")])
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
-    with pytest.raises(UserError, match="'0' is no number of rows"):
+    with pytest.raises(UserError, match="'0' is no whole number from 1 on"):
         run(["preview", str(recipe), "--rows", "0"])
