@@ -6,7 +6,6 @@ rarest (1 - t) of each one's members must be among those of the other. Only thes
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections import Counter, defaultdict
@@ -17,10 +16,11 @@ _WORD = re.compile(r"\w+")
 
 
 def runs(text: str) -> frozenset[int]:
-    """The runs of three words of a text, as 64-bit hashes; of a shorter text all of it is one."""
+    """The runs of three words of a text, as 64-bit hashes of this process; of a shorter text all of it is one."""
     words = _WORD.findall(text.lower())
-    count = max(len(words) - RUN + 1, 1)
-    return frozenset(_hash(" ".join(words[start : start + RUN])) for start in range(count)) if words else frozenset()
+    if len(words) < RUN:
+        return frozenset({hash(tuple(words))}) if words else frozenset()
+    return frozenset(map(hash, zip(*(words[start:] for start in range(RUN)), strict=False)))
 
 
 def similarity(one: frozenset[int], other: frozenset[int]) -> float:
@@ -49,7 +49,9 @@ class NearDuplicates:
             self._index = None
 
     def match(self, text: str) -> str | None:
-        """The place of a similar text, or None."""
+        """The place of the first similar text, or None."""
+        if not self.sets:
+            return None
         if self._index is None:
             self._common = self._in_many()
             self.sets = [(place, found - self._common) for place, found in self.sets]
@@ -59,7 +61,7 @@ class NearDuplicates:
                 for run in self._rarest(found):
                     self._index[run].append(number)
         found = runs(text) - self._common
-        candidates = dict.fromkeys(n for run in self._rarest(found) for n in self._index.get(run, ()))
+        candidates = sorted({n for run in self._rarest(found) for n in self._index.get(run, ())})
         near = (number for number in candidates if similarity(found, self.sets[number][1]) >= self.threshold)
         return next((self.sets[number][0] for number in near), None)
 
@@ -74,6 +76,3 @@ class NearDuplicates:
         kept = len(found) - math.ceil(self.threshold * len(found)) + 1
         return sorted(found, key=lambda run: (self._often[run], run))[:kept]
 
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
