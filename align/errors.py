@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TextIO
@@ -23,6 +24,14 @@ class UserError(Exception):
     def each(self) -> list[UserError]:
         """The single errors: this one."""
         return [self]
+
+
+class Interrupted(BaseException):
+    """A signal asked the process to end; `note` says what is kept. The exit code is a shell's, 128 + the signal."""
+
+    def __init__(self, number: int, note: str = ""):
+        self.number, self.note = number, note
+        super().__init__("interrupted" + (f" {note}" if note else ""))
 
 
 class UserErrors(UserError):
@@ -70,6 +79,7 @@ def _plain(value: object) -> str:
 
 def run_main(main: Callable[[], None]) -> None:
     """Runs a program's `main` and leaves with the exit code of the README: 0 done, 1 failed, 2 user error."""
+    signal.signal(signal.SIGTERM, _interrupt)  # preemption ends it like Ctrl-C: what is open is closed
     try:
         main()
     except UserError as error:
@@ -80,9 +90,14 @@ def run_main(main: Callable[[], None]) -> None:
         if is_first_process():
             print(f"stopped: {error}", file=sys.stderr)
         sys.exit(FAILED)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, Interrupted) as error:
+        if is_first_process():
+            print(str(error) or "interrupted", file=sys.stderr)
+        sys.exit(128 + getattr(error, "number", signal.SIGINT))
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise Interrupted(number)
 
 
 def is_first_process() -> bool:

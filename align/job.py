@@ -25,10 +25,11 @@ from align.data.nat import inference_label
 from align.data.plan import PlannedFeed
 from align.data.steps import Feed, Steps
 from align.data.stream import StreamFeed
-from align.errors import UserError, shorten
+from align.errors import Interrupted, UserError, shorten
 from align.evaluation.before_after import BeforeAfter
 from align.evaluation.heldout import HeldOut
 from align.guard import ProbeLayout, StartCheck, must_agree
+from align.interruption import EndBehindStep
 from align.negatives.sampling import Sampler
 from align.objectives import POSITIVE, Objective
 from align.precision import BF16
@@ -96,8 +97,12 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
     start_run_folder(run, recipe, rows, args, checkpoint, start_hash)
     if checkpoint:
         trainer.restore(checkpoint)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with trainer.interruption:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     write_data(run, rows, steps)
+    if trainer.interrupted is not None:
+        kept = f"after step {trainer.state.global_step}: checkpoint saved; go on with train.resume=true"
+        raise Interrupted(trainer.interrupted, kept)
     report.after()
     save_whole(trainer, run.final, how_to_use(recipe, objective))
     say(f"result: {run.final}")
@@ -268,7 +273,7 @@ def add_callbacks(
     notes = how_to_use(recipe, trainer.objective)
     if recipe.train.snapshots:
         callbacks.append(KeepSnapshots(trainer, run, recipe.train.prompts_per_step, notes))
-    for callback in [*callbacks, ProgressLine(), CarryState(trainer), NameCheckpoints(run)]:
+    for callback in [*callbacks, ProgressLine(), EndBehindStep(trainer), CarryState(trainer), NameCheckpoints(run)]:
         trainer.add_callback(callback)
     return report
 

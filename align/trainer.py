@@ -27,6 +27,7 @@ from align.data.collate import MicroBatch
 from align.data.steps import Feed, Steps, StepShare
 from align.errors import UserError, shorten
 from align.guard import Drift, StartCheck
+from align.interruption import Interruption
 from align.objectives import Batch, Objective, WholeStep, join_step, unit_groups, unit_weights
 from align.run import RunFolder, write_json, write_text
 from align.scoring.head import causal_lm
@@ -62,6 +63,7 @@ class _Totals:
     sums: defaultdict[str, float] = field(default_factory=partial(defaultdict, float))
     counts: defaultdict[str, int] = field(default_factory=partial(defaultdict, int))
     problems: list[str] = field(default_factory=list)
+    interrupted: int | None = None  # the signal that told a rank to end
     worst: tuple[MicroBatch, Drift] | None = None  # where policy and reference differ most, though they must not
 
     def look_at(self, batch: MicroBatch, drift: Drift | None) -> None:
@@ -88,6 +90,7 @@ class AlignTrainer(Trainer):
         self.start_check = start_check  # None: policy and reference need not agree at the start
         self.memory: dict[str, float] = {}  # what the objective carries from step to step
         self.step_metrics: dict[str, float] = {}
+        self.interruption, self.interrupted = Interruption(), None  # of this rank; of any, told at the end of a step
         self.remove_callback(PrinterCallback)
         # weights cast for a pass without gradient, or before running means were swapped in, must not be used again
         self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
@@ -151,8 +154,9 @@ class AlignTrainer(Trainer):
                     view = self.scorer.view(batch, logps, extras, known, steps[index] if steps else None)
                     loss = self._loss(batch, logps, view, units, totals)
                 if is_last:  # before its backward pass: under DeepSpeed that one takes the optimiser step
-                    totals.forwards = self.scorer.forwards() - forwards
+                    totals.forwards, totals.interrupted = self.scorer.forwards() - forwards, self.interruption.noted
                     worst, totals = totals.worst, self._over_ranks(totals)
+                    self.interrupted = totals.interrupted
                     if totals.worst is not None:
                         with self.accelerator.autocast():
                             raise self.start_check.error(model, *(worst or (batch, None)))
@@ -251,6 +255,7 @@ class AlignTrainer(Trainer):
             merged.forwards += part.forwards
             merged.problems += part.problems
             merged.worst = merged.worst or part.worst
+            merged.interrupted = merged.interrupted or part.interrupted
             for name, value in part.sums.items():
                 merged.sums[name] += value
                 merged.counts[name] += part.counts[name]

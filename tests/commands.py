@@ -118,11 +118,19 @@ def assert_same_course(run: Path, other: Path, tolerance: float = 1e-5, besides:
 
 def kill_after_step(process, run: Path, step: int) -> None:
     """Kills all processes of a run when its metrics reach a step, with time for a checkpoint before it."""
+    wait_for_step(process, run, step)
+    while not any((run / "checkpoints").glob("step-*")):
+        time.sleep(0.02)
+    kill(process)
+
+
+def wait_for_step(process, run: Path, step: int) -> None:
+    """Returns when the metrics of a run that is under way reach a step."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         file = run / "metrics.jsonl"
-        if file.exists() and file.read_bytes().count(b"\n") >= step and any((run / "checkpoints").glob("step-*")):
-            return kill(process)
+        if file.exists() and file.read_bytes().count(b"\n") >= step:
+            return
         time.sleep(0.02)
     raise AssertionError("the run never came so far")
