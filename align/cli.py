@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from align import __version__
+from align import __version__, cli_help
 from align.errors import FAILED, UserError, UserErrors, run_main
 
 
@@ -47,6 +47,11 @@ def _parser() -> _Parser:
     train.set_defaults(run=_train)
     for add in (_add_doctor, _add_preview, _add_ref, _add_evaluate, _add_rollouts):
         add(commands)
+    what = "print a script that completes the words of align in a shell"
+    completion = commands.add_parser("completion", help=what, description=what)
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.set_defaults(run=lambda given: print(cli_help.completion(parser, given.shell)))
+    cli_help.explain(parser)
     return parser
 
 
