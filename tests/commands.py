@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from align.models import EMBEDDED, cache_folder
+from tests.forks import ForkedProcess, Server
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = [sys.executable, "align/train.py"]
@@ -51,19 +53,24 @@ def own_cache() -> str:
     return str(folder)
 
 
-def start(command: list[str], *arguments: object) -> subprocess.Popen:
+# Passive waiting: two ranks, or a test beside other work, must not spin against each other for the cores.
+_QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
+
+
+@functools.cache
+def _server() -> Server:
+    return Server({**os.environ, **_QUIET})
+
+
+def start(command: list[str], *arguments: object) -> subprocess.Popen | ForkedProcess:
     """Starts a command in the repository's root, in a process group of its own, with a cache of its own."""
-    # Passive waiting: two ranks, or a test beside other work, must not spin against each other for the cores.
-    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
+    words, environment = [*command, *map(str, arguments)], {**os.environ, **_QUIET, "ALIGN_CACHE": own_cache()}
+    if words[1:2] == ["align/train.py"] or words[1:3] == ["-m", "align.cli"]:
+        return _server().start(words[1:], environment)
     return subprocess.Popen(
-        [*command, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, **quiet, "ALIGN_CACHE": own_cache()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
-    )
+    )  # fmt: skip
 
 
 def run(command: list[str], *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess:
