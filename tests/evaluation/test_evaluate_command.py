@@ -14,7 +14,7 @@ import torch
 from align import cli, job, recipe
 from align.data.ledger import Ledger
 from align.errors import UserError
-from align.evaluation import command, multiple_choice, subject
+from align.evaluation import command, measures, multiple_choice, subject
 from align.likelihood_ratio import LikelihoodRatioModel
 from align.run import RunFolder
 from tests.commands import run
@@ -193,7 +193,16 @@ def test_mistakes_are_one_line(heads, uneven_rows, tmp_path):
         ([heads, "--data", uneven_rows, "--measure", "negative_bias"], "rows whose answers are yes and no"),
         ([heads, "--measure", "negative_bias"], "name rows with --data"),
         ([heads, "--lm-eval-path", tmp_path], "add --lm-eval"),
+        ([heads, "--samples", "4"], "add --verifier"),
+        ([heads, "--measure", "kl", "--verifier", "exact"], "is for pass_at_k"),
     ):
         with pytest.raises(UserError) as error:
             cli.run(["evaluate", *map(str, arguments)])
         assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_help_names_every_measure(capsys):
+    with pytest.raises(SystemExit):
+        cli.run(["evaluate", "--help"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in measures.MEASURES)
