@@ -45,6 +45,11 @@ class RunFolder:
         self.data = self.path / "data.json"
         self.environment = self.path / "environment.json"
         self.evaluation = self.path / "evaluation.json"
+        self.evaluations = self.path / "evaluations.json"  # of `align evaluate`
+        self.guard = self.path / "guard.jsonl"  # its events
+        self.progress = self.path / "progress.json"
+        self.report = self.path / "report.html"
+        self.card = self.path / "README.md"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step}"
