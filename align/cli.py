@@ -45,7 +45,7 @@ def _parser() -> _Parser:
     train.add_argument("recipe", metavar="RECIPE")
     train.add_argument("overrides", nargs="*", metavar="key=value")
     train.set_defaults(run=_train)
-    for add in (_add_doctor, _add_preview, _add_ref, _add_evaluate, _add_rollouts):
+    for add in (_add_doctor, _add_preview, _add_ref, _add_evaluate, _add_report, _add_rollouts):
         add(commands)
     return parser
 
@@ -89,6 +89,18 @@ def _evaluate(given: argparse.Namespace) -> None:
     from align.evaluation import command
 
     command.main(given.runs, given.data, tune=given.tune, draws_curve=given.curve, plot=given.plot, as_json=given.json)
+
+
+def _report(given: argparse.Namespace) -> None:
+    from align.report import command
+
+    command.report(given.run_folder)
+
+
+def _compare(given: argparse.Namespace) -> None:
+    from align.report import command
+
+    command.compare_runs(given.runs, given.out, given.json)
 
 
 def _rollouts(given: argparse.Namespace) -> None:
@@ -135,6 +147,19 @@ def _add_evaluate(commands) -> None:
     evaluate.add_argument("--plot", metavar="OUT.png|svg", help="draw the curves (needs the extra `plot`)")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(run=_evaluate)
+
+
+def _add_report(commands) -> None:
+    what = "write a run's report.html and model card again, from its files"
+    report = commands.add_parser("report", help=what, description=what)
+    report.add_argument("run_folder", metavar="RUN", help="the folder that a run wrote, also while it goes on")
+    report.set_defaults(run=_report)
+    what = "runs side by side: what they cost, what they changed, where their recipes differ"
+    compare = commands.add_parser("compare", help=what, description=what)
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="the folders that runs wrote")
+    compare.add_argument("--out", metavar="FILE.html", help="write a page with curves and answers, too")
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.set_defaults(run=_compare)
 
 
 def _add_rollouts(commands) -> None:

@@ -143,6 +143,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)  # what a failed write left (a full disk)
 
 
+def read_json(path: Path) -> dict:
+    """The contents of a JSON file; {} if there is none. Raises UserError if it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(str(path), f"is damaged: {shorten(error)}") from None
+
+
 def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from align.report.facts import Facts
-from align.report.plot import STYLES, Flag, Line, Plot
+from align.report.plot import NEUTRAL, STYLES, Flag, Line, Plot
 from align.report.series import Series
 
 ROLES = {"positive": 0, "negative": 1, "sample": 2}  # -> their style, in every plot
@@ -78,7 +78,7 @@ def held_out_plots(facts: Facts) -> list[Plot]:
             for title_, one in measured.items():
                 roles[title_] = one["role"]
                 if one.get(key) is not None:
-                    points.setdefault(title_, []).append((at, *[one[key]] * 3))
+                    points.setdefault(title_, []).append((at, one[key], *one.get(f"{key}_interval", [one[key]] * 2)))
         if any(len(found) > 1 for found in points.values()):
             styles = dict(zip(points, _styles(roles[one] for one in points), strict=True))
             lines = [Line(one, styles[one], np.array(found, float)) for one, found in points.items()]
@@ -130,7 +130,7 @@ def _label(name: str) -> str:
 
 
 def _style(name: str) -> int:
-    return ROLES.get(name.partition("/")[2], 3)
+    return ROLES.get(name.partition("/")[2], NEUTRAL)
 
 
 def _rank(name: str) -> tuple[int, int, str]:

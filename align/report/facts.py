@@ -10,7 +10,7 @@ import yaml
 
 from align.errors import UserError, shorten
 from align.report.series import Metrics
-from align.run import RunFolder
+from align.run import RunFolder, read_json
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,9 @@ def read(folder: str | Path, metrics: Metrics | None = None) -> Facts:
     except yaml.YAMLError as error:
         raise UserError(str(run.recipe), f"is damaged: {shorten(error)}") from None
     names = ("environment", "data", "evaluation", "evaluations", "progress")
-    found = {name: _json(getattr(run, name)) for name in names}
+    found = {name: read_json(getattr(run, name)) for name in names}
     metrics = (metrics or Metrics(run.metrics)).read_on()
     return Facts(run, recipe, text, metrics, **found, events=_lines(run.guard))
-
-
-def _json(file: Path) -> dict:
-    if not file.is_file():
-        return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(str(file), f"is damaged: {shorten(error)}") from None
 
 
 def _lines(file: Path) -> list[dict]:

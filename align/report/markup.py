@@ -1,15 +1,17 @@
-"""HTML made of text that cannot be trusted: everything that is not markup of ours goes through `text` or `attribute`."""
+"""HTML of text that cannot be trusted: what is not markup of ours goes through `text`, `passage` or `attribute`."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
 from align.errors import printable
 
 LONGEST = 4000  # characters of a text from data that are shown
+_SPACES = re.compile(r"([\n\t])")
 
 
 def text(value: object) -> str:
@@ -18,8 +20,10 @@ def text(value: object) -> str:
 
 
 def passage(value: object) -> str:
-    """The same for text of several lines, shown where line breaks count (class `text`)."""
-    return "\n".join(escape(printable(line)) for line in _cut(str(value)).split("\n"))
+    """The same for text whose line breaks and tabs count (class `text`)."""
+    return "".join(
+        part if part in ("\n", "\t") else escape(printable(part)) for part in _SPACES.split(_cut(str(value)))
+    )
 
 
 def attribute(value: object) -> str:
@@ -27,20 +31,24 @@ def attribute(value: object) -> str:
     return escape(printable(_cut(str(value))), quote=True)
 
 
-def number(value: object, digits: int = 4, sign: bool = False) -> str:
-    """A number as it stands in a file, shown with so many significant digits; `-` for none, other values as text."""
+def number(value: object, digits: int = 4, *, sign: bool = False, decimals: int | None = None) -> str:
+    """A number as it stands in a file, shown with so many significant digits, or decimals; what is no number as text.
+
+    The element bears the exact value; `-` stands for None.
+    """
     if value is None:
         return "-"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return text(value)
-    return f'<data value="{value!r}">{shown(value, digits, sign)}</data>'
+    plus = "+" if sign else ""
+    told = shown(value, digits, plus) if decimals is None else f"{value:{plus}.{decimals}f}"
+    return f'<data value="{value!r}">{told}</data>'
 
 
-def shown(value: float, digits: int = 4, sign: bool = False) -> str:
+def shown(value: float, digits: int = 4, plus: str = "") -> str:
     """A number for a reader: so many significant digits, thousands divided; whole numbers in full."""
     if not math.isfinite(value):
         return str(value)
-    plus = "+" if sign else ""
     if isinstance(value, int) or (value == int(value) and 1000 <= abs(value) < 1e15):
         return f"{int(value):{plus},d}"
     if value and not 1e-4 <= abs(value) < 1e7:
@@ -49,27 +57,30 @@ def shown(value: float, digits: int = 4, sign: bool = False) -> str:
     return f"{value:{plus},.{max(min(decimals, digits), 0)}f}"
 
 
-def interval(ends: Sequence[float | None]) -> str:
-    low, high = (number(end) if end is not None else "?" for end in ends)
+def interval(ends: Sequence[float | None], decimals: int | None = None) -> str:
+    low, high = (number(end, decimals=decimals) if end is not None else "?" for end in ends)
     return f'<span class="interval">({low} to {high})</span>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 1, caption: str = "") -> str:
-    """A table of cells that are markup already; the first `names` columns name the row. Wide ones scroll by themselves.
+def memory(value: int | None) -> str:
+    """Bytes, shown in GiB."""
+    return "-" if value is None else f'<data value="{value}">{value / 2**30:.2f} GiB</data>'
 
-    Columns are repeated in no row: a cell that is "" stays empty.
-    """
-    top = "".join(f'<th scope="col"{_side(index, names)}>{cell}</th>' for index, cell in enumerate(head))
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "") -> str:
+    """A table of cells that are markup already; columns that hold numbers are set right. A wide one scrolls."""
+    is_number = [
+        all(row[index].startswith(("<data", "-")) or not row[index] for row in rows) for index in range(len(head))
+    ]
+    kinds = [' class="n"' if one else "" for one in is_number]
+    top = "".join(f'<th scope="col"{kind}>{cell}</th>' for kind, cell in zip(kinds, head, strict=True))
     body = ""
     for row in rows:
-        cells = [
-            f'<th scope="row">{cell}</th>' if index == 0 else f"<td{_side(index, names)}>{cell}</td>"
-            for index, cell in enumerate(row)
-        ]
-        body += f"<tr>{''.join(cells)}</tr>\n"
-    title = f"<caption>{caption}</caption>" if caption else ""
+        others = "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds[1:], row[1:], strict=True))
+        body += f'<tr><th scope="row"{kinds[0]}>{row[0]}</th>{others}</tr>\n'
+    above = f'<p class="note">{text(caption)}</p>' if caption else ""
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="table"><table>{title}'
+        f'{above}<div class="wide" tabindex="0" role="region" aria-label="table"><table>'
         f"<thead><tr>{top}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
 
@@ -89,10 +100,6 @@ def script_json(value: object) -> str:
     """JSON that may stand in a script element whatever the texts in it say."""
     whole = json.dumps(value, separators=(",", ":"))
     return whole.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _side(index: int, names: int) -> str:
-    return "" if index < names else ' class="n"'
 
 
 def _cut(value: str) -> str:

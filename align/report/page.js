@@ -6,7 +6,6 @@ const plots = [...document.querySelectorAll("figure.plot")].map((figure) => ({
   readout: figure.querySelector(".readout"),
   data: JSON.parse(figure.querySelector("script").textContent),
 }));
-const HINT = "← → read values";
 
 function nearest(steps, step) {
   let low = 0, high = steps.length - 1;
@@ -44,12 +43,11 @@ function show(plot, index) {
 }
 
 function leave(plot) {
-  plot.readout.textContent = HINT;
+  plot.readout.textContent = "";
   for (const other of plots) for (const name of ["x1", "x2"]) other.cursor.setAttribute(name, -9);
 }
 
 for (const plot of plots) {
-  plot.readout.textContent = HINT;
   plot.svg.addEventListener("pointermove", (event) => {
     const box = plot.svg.getBoundingClientRect(), [low, high, start, end] = plot.data.x;
     const place = (event.clientX - box.left) / box.width * plot.svg.viewBox.baseVal.width;

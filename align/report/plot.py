@@ -16,8 +16,8 @@ from align.report.markup import attribute, script_json, text
 from align.report.scale import Scale
 
 WIDTH, HEIGHT = 480, 236
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 468, 22, 204
-_DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "1 2", "9 2 2 2 2 2")
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 460, 22, 204
+_DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "9 2 2 2 2 2", "")
 _SHAPES = (  # markers around (0, 0)
     "M-3.6 0a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0 -7.2 0",
     "M-3.2 -3.2h6.4v6.4h-6.4z",
@@ -29,6 +29,7 @@ _SHAPES = (  # markers around (0, 0)
     "M-4 -4L4 4L4 -4L-4 4z",
 )
 STYLES = len(_SHAPES)
+NEUTRAL = 7  # the style of a line that is alone
 _MARKERS, _FLAGS = 6, 24  # most markers on a line, most flags of events
 
 
@@ -61,16 +62,16 @@ class Plot:
     def figure(self) -> str:
         """The plot with title, legend and a line that reads values out."""
         x, y = self._scales()
-        note = ", logarithmic" if y.is_log else ""
-        unit = f" <small>{text(self.unit)}{note}</small>" if self.unit or note else ""
+        unit = ", ".join(filter(None, (self.unit, "logarithmic" if y.is_log else "")))
+        legend = f'<ul class="legend">{"".join(map(_legend, self.lines))}</ul>' if len(self.lines) > 1 else ""
         says = f"{self.title}, {self.unit}: " + "; ".join(_said(line) for line in self.lines)
-        drawn = "".join(_line(line, x, y, index / len(self.lines)) for index, line in enumerate(self.lines))
+        title = f"<figcaption><b>{text(self.title)}</b> <small>{text(unit)}</small></figcaption>"
+        phases = [index / len(self.lines) for index in range(len(self.lines))] if len(self.lines) > 1 else [None]
+        drawn = "".join(_line(line, x, y, phase) for line, phase in zip(self.lines, phases, strict=True))
+        svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{attribute(says)}">'
+        cursor = f'<line class="cursor" y1="{_TOP}" y2="{_BOTTOM}" x1="-9" x2="-9"/>'
         return (
-            f'<figure class="plot"><figcaption><b>{text(self.title)}</b>{unit}</figcaption>'
-            f'<ul class="legend">{"".join(map(_legend, self.lines))}</ul>'
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{attribute(says)}">'
-            f'{_axes(x, y)}<g class="lines">{drawn}</g>{_flags(self.flags, x)}'
-            f'<line class="cursor" y1="{_TOP}" y2="{_BOTTOM}" x1="-9" x2="-9"/></svg>'
+            f'<figure class="plot">{title}{legend}{svg}{_axes(x, y)}{drawn}{_flags(self.flags, x)}{cursor}</svg>'
             '<p class="readout" aria-live="polite"></p>'
             f'<script type="application/json">{script_json(self._data(x))}</script></figure>\n'
         )
@@ -114,8 +115,11 @@ def _axes(x: Scale, y: Scale) -> str:
     return "".join(parts)
 
 
-def _line(line: Line, x: Scale, y: Scale, phase: float) -> str:
-    """The mean, the range of each bucket where it is one, and markers, which `phase` keeps off those of others."""
+def _line(line: Line, x: Scale, y: Scale, phase: float | None) -> str:
+    """The mean, the range of each bucket where it is one, and markers, which `phase` keeps off those of other lines.
+
+    None: there are no others, and no markers are needed.
+    """
     steps = [f"{x(step):.1f}" for step in line.points[:, 0]]
     mean, low, high = ([f"{y(value):.1f}" for value in line.points[:, column]] for column in (1, 2, 3))
     name, band = f"s{line.style % STYLES}", ""
@@ -127,7 +131,7 @@ def _line(line: Line, x: Scale, y: Scale, phase: float) -> str:
     dash = _DASHES[line.style % STYLES]
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
     parts = [band, f'<path class="line {name}"{dashed} d="M{path}"/>']
-    for at in _marked(len(steps), phase):
+    for at in _marked(len(steps), phase) if phase is not None or len(steps) == 1 else ():
         parts.append(f'<path class="mark {name}" transform="translate({steps[at]} {mean[at]})" d="{_shape(line)}"/>')
     return "".join(parts)
 

@@ -27,7 +27,8 @@ class Scale:
         if self.is_log:
             first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
             every = max(1, math.ceil((last - first + 1) / most))
-            return [(10.0**power, f"1e{power}") for power in range(first, last + 1, every)]
+            powers = range(first, last + 1, every)
+            return [(10.0**power, f"{10.0**power:g}" if -4 < power < 5 else f"1e{power}") for power in powers]
         step = _round_step((self.high - self.low) / most)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [(index * step, _label(index * step, step)) for index in range(first, last + 1)]

@@ -1,9 +1,10 @@
-"""The parts of a run's page, in the order in which they are asked for: what came out, why it can be believed, what it cost."""
+"""The parts of a run's page, in the order in which they are asked for: what came out, how it went, what it cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from align.errors import shorten
 from align.report import curves, markup, tables
 from align.report.facts import Facts
 from align.report.markup import facts as fact_list
@@ -13,6 +14,7 @@ from align.report.series import BUCKETS, Metrics
 from align.report.summary import cost, held_out
 
 _EVENTS = 200  # most events in the table
+_HINT = ' <span class="hint">Point at a plot, or go to it with Tab and use the arrow keys, to read values.</span>'
 
 
 def head(facts: Facts) -> str:
@@ -23,7 +25,7 @@ def head(facts: Facts) -> str:
     done = number(facts.metrics.last_step) + (f" of {number(steps)}" if steps else "")
     tiles = [("optimiser steps", done)]
     tiles += [
-        (f"{name}: change, nats a token", number(one["change"], 3, sign=True))
+        (f"{shorten(name)}: change, nats a token", number(one["change"], 3, sign=True))
         for name, one in list(held_out(facts).items())[:4]
         if one["change"] is not None
     ]
@@ -58,7 +60,8 @@ def answers(facts: Facts) -> str:
         later = f'<p class="text">{passage(now)}</p>' if now is not None else "<p>not yet</p>"
         blocks.append(
             f'<article><h3>prompt</h3><p class="text">{passage(prompt)}</p><div class="sides">'
-            f'<div><h3>before</h3><p class="text">{passage(then)}</p></div><div><h3>after</h3>{later}</div></div></article>'
+            f'<div><h3>before</h3><p class="text">{passage(then)}</p></div>'
+            f"<div><h3>after</h3>{later}</div></div></article>"
         )
     return section("answers", "Answers before and after", *blocks)
 
@@ -67,7 +70,7 @@ def training(facts: Facts) -> str:
     others = figures(curves.other_plots(facts))
     more = f"<details><summary>Other metrics</summary>{others}</details>" if others else ""
     return section(
-        "curves", "Training", _bucket_note(facts.metrics), figures(curves.main_plots(facts)), more,
+        "curves", "Training", bucket_note(facts.metrics.width), figures(curves.main_plots(facts)), more,
         f"<details><summary>All metrics in numbers</summary>{_metric_table(facts.metrics)}</details>",
     )  # fmt: skip
 
@@ -75,7 +78,7 @@ def training(facts: Facts) -> str:
 def guard(facts: Facts) -> str:
     """What the watches saw, and what was done about it."""
     rows = [
-        [f'<span id="event-{index}">{index}</span>', number(event.get("step")), text(event.get("watch", "?")),
+        [number(index), number(event.get("step")), text(event.get("watch", "?")),
          number(event.get("value")), number(event.get("budget")), text(event.get("action", "?")),
          text(event.get("text", ""))]
         for index, event in enumerate(facts.events[:_EVENTS], 1)
@@ -117,16 +120,14 @@ def sources(facts: Facts) -> str:
     counted, rows = facts.data.get("responses", {}), []
     for role in ("data", "retain", "eval"):
         for source in (facts.recipe.get(role) or {}).get("sources") or []:
-            found = counted.get(source["path"], {}) if role == "data" else {}
-            if role == "retain" and len(facts.recipe["retain"]["sources"]) == 1:
-                found = counted.get("retain", {})
+            found = counted.get(source["path"] if role == "data" else f"{role}: {source['path']}", {})
             rows.append([
                 text({"data": "learned from", "retain": "retained", "eval": "measured on"}[role]),
                 text(source["path"]), text(source.get("split", "")), number(source.get("weight")),
                 *(number(found.get(name)) for name in ("rows", "positive", "negative", "sample")),
             ])  # fmt: skip
     head_ = ["use", "source", "split", "weight", "rows", "positives", "negatives", "samples"]
-    return markup.table(head_, rows, names=3) if rows else ""
+    return markup.table(head_, rows) if rows else ""
 
 
 def data_health(facts: Facts) -> str:
@@ -161,13 +162,12 @@ def environment(facts: Facts) -> str:
 
 def spent(facts: Facts) -> str:
     found = cost(facts)
-    memory = found["peak_memory_bytes"]
     said = [
         ("tokens, all steps", number(found["tokens"])),
         ("tokens/s while training", number(found["tokens_per_second"])),
         ("seconds in training steps", number(found["step_seconds"])),
         ("seconds, measuring and all", number(found["seconds"])),
-        ("peak memory of a process, bytes", number(memory) + (f" ({memory / 2**30:.2f} GiB)" if memory else "")),
+        ("peak memory of a process", markup.memory(found["peak_memory_bytes"])),
     ]
     return section("cost", "Cost", fact_list(said))
 
@@ -181,13 +181,14 @@ def figures(plots: Sequence[Plot]) -> str:
     return f'<div class="plots">{"".join(plot.figure() for plot in plots)}</div>' if plots else ""
 
 
-def _bucket_note(metrics: Metrics) -> str:
-    if metrics.width == 1:
-        return '<p class="note">Every point is an optimiser step.</p>'
+def bucket_note(width: int) -> str:
+    """What a point of a plot stands for."""
+    if width == 1:
+        return f'<p class="note">Every point is an optimiser step.{_HINT}</p>'
     return (
-        f'<p class="note">Every point of these plots stands for {number(metrics.width)} steps (at most {BUCKETS} points '
+        f'<p class="note">Every point of these plots stands for up to {number(width)} steps (at most {BUCKETS} points '
         "a line): the line is their mean, the band reaches from the smallest to the largest value among them. The "
-        "numbers in tables are of single steps.</p>"
+        f"numbers in tables are of single steps.{_HINT}</p>"
     )
 
 

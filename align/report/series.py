@@ -1,7 +1,7 @@
 """metrics.jsonl as a few hundred points a metric, whatever the number of steps, read on from where it was left.
 
-Steps are put into buckets of equal width, a power of two, at most `BUCKETS` of them. A bucket keeps count, mean, smallest
-and largest value, so that a plot of buckets hides no spike. While there are fewer steps than buckets, a bucket is a step.
+Steps are put into buckets of equal width, a power of two, at most `BUCKETS` of them. A bucket keeps count, mean,
+smallest and largest value, so that a plot of them hides no spike. While steps are fewer than buckets, each has its own.
 """
 
 from __future__ import annotations

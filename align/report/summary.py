@@ -48,7 +48,8 @@ def held_out(facts: Facts) -> dict[str, dict]:
             elif name in found:
                 change = now["logps"] - found[name]["before"]["logps"]
                 found[name] |= {"latest": now, "step": step, "change": change}
-                found[name]["change_interval"] = now.get("change_interval")
+                if "change_interval" in now:
+                    found[name]["change_interval"] = now["change_interval"]
     return found
 
 

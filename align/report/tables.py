@@ -9,31 +9,41 @@ from align.report.facts import Facts
 from align.report.markup import number, text
 from align.report.summary import held_out
 
+HELD_OUT_NOTE = (
+    "Means over response tokens, in nats a token; KL is exact, over the whole vocabulary. In parentheses, and as bands "
+    "of plots: 95 % intervals over prompts."
+)
 _INTERVAL = "interval"
 
 
 def before_after(facts: Facts) -> str:
     """Held-out sets, one a row: log-probs before and now, their change, KL, entropy, top-1 share."""
+    return _held_out_table("held-out set", held_out(facts), HELD_OUT_NOTE)
+
+
+def held_out_of_runs(name: str, runs: dict[str, Facts]) -> str:
+    """The same of one set, a row for each run."""
+    return _held_out_table("run", {label: held_out(facts)[name] for label, facts in runs.items()}, "")
+
+
+def _held_out_table(first: str, found: dict[str, dict], caption: str) -> str:
     rows, late = [], set()
-    for name, found in held_out(facts).items():
-        then, now = found["before"], found["latest"] or {}
-        if found["latest"]:
-            late.add("after training" if found["step"] is None else f"after step {found['step']}")
-        change = number(found["change"], 4, sign=True) if found["change"] is not None else "-"
+    for name, one in found.items():
+        then, now = one["before"], one["latest"] or {}
+        if now:
+            late.add("after training" if one["step"] is None else f"after step {one['step']}")
+        size = f"{number(then.get('responses'))} responses, {number(then.get('tokens'))} tokens"
         rows.append([
-            text(name), _with_interval(then, "logps"), _with_interval(now, "logps"),
-            change + _interval_of(found, "change_interval"), number(now.get("kl")),
-            f"{number(then.get('entropy'))} → {number(now.get('entropy'))}",
-            f"{number(then.get('top1'))} → {number(now.get('top1'))}",
-            number(then.get("responses")), number(then.get("tokens")),
+            f"{text(name)}<small>{size}</small>", _nats(then, "logps"), _nats(now, "logps"),
+            _nats(one, "change", sign=True), _nats(now, "kl"),
+            f"{_nats(then, 'entropy')} → {_nats(now, 'entropy')}", f"{_nats(then, 'top1')} → {_nats(now, 'top1')}",
         ])  # fmt: skip
     if not rows:
         return ""
     head = [
-        "held-out set", "log-prob before", text(f"log-prob {', '.join(sorted(late)) or 'after'}"), "change",
-        "KL to reference", "entropy", "top-1 probability", "responses", "tokens",
+        first, "log-prob before", text(f"log-prob {', '.join(sorted(late)) or 'after'}"), "change", "KL to reference",
+        "entropy", "top-1 probability",
     ]  # fmt: skip
-    caption = "Means over response tokens, in nats a token; KL is exact, over the whole vocabulary."
     return markup.table(head, rows, caption=caption)
 
 
@@ -46,6 +56,8 @@ def measure(found: object) -> str:
     plain = [(name, _plain(value)) for name, value in _scalars(found)]
     parts = [markup.facts(plain)] if plain else []
     rows = list(_rows(found, ())) if isinstance(found, dict) else []
+    if rows and len({path[0] for path, _ in rows}) == 1 and all(len(path) > 1 for path, _ in rows):
+        rows = [(path[1:], cells) for path, cells in rows]  # a level that tells nothing apart
     if rows:
         depth = max(len(path) for path, _ in rows)
         columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
@@ -53,7 +65,7 @@ def measure(found: object) -> str:
             [*(text(key) for key in path), *[""] * (depth - len(path)), *(cells.get(name, "") for name in columns)]
             for path, cells in rows
         ]
-        parts.append(markup.table([""] * depth + [text(name) for name in columns], body, names=depth))
+        parts.append(markup.table([""] * depth + [text(name) for name in columns], body))
     return "\n".join(parts)
 
 
@@ -98,8 +110,10 @@ def _plain(value: object) -> str:
     return number(value)
 
 
-def _with_interval(values: dict, name: str) -> str:
-    return number(values.get(name)) + _interval_of(values, f"{name}_{_INTERVAL}")
+def _nats(values: dict, name: str, *, sign: bool = False) -> str:
+    ends = values.get(f"{name}_{_INTERVAL}")
+    told = f" {markup.interval(ends, 3)}" if _is_interval(ends) else ""
+    return number(values.get(name), sign=sign, decimals=3) + told
 
 
 def _interval_of(values: dict, name: str) -> str:

@@ -51,17 +51,20 @@ def make(folder: Path, *, steps: int = 40, name: str = "npo", seed: int = 0, hos
         "data": {
             "rows_read": 80, "rows_used": 72,
             "dropped": {f"held out{bad}": {"count": 8, "first": [f"rows.jsonl:{n}{bad}" for n in range(3)]}},
-            "responses": {"builtin:unwanted": {"rows": 72, "negative": 72}, "retain": {"rows": 60, "positive": 60}},
+            "responses": {"builtin:unwanted": {"rows": 72, "negative": 72},
+                          "retain: builtin:retain": {"rows": 60, "positive": 60}},
             "epochs": {"builtin:unwanted": 1.5},
         },
         "evaluation": evaluation(steps, bad),
         "evaluations": evaluations(bad),
-        "progress": {"state": "finished", "why": None, "steps": steps, "seconds": 343.25, "peak_memory_bytes": 5_100_273_664},
+        "progress": {"state": "finished", "why": None, "steps": steps, "seconds": 343.25,
+                     "peak_memory_bytes": 5_100_273_664},
     }  # fmt: skip
     for file, content in texts.items():
         (folder / f"{file}.json").write_text(json.dumps(content))
     events = [
-        {"step": steps * part // 10, "watch": watch, "value": value, "budget": budget, "action": action, "text": said + bad}
+        {"step": steps * part // 10, "watch": watch, "value": value, "budget": budget, "action": action,
+         "text": said + bad}
         for part, watch, value, budget, action, said in (
             (3, "entropy", 0.41, 0.5, "warn", "the entropy fell under its budget"),
             (5, "kl", 1.31, 1.0, "lower the negative weight", "KL on neutral prompts is over its budget; 1 is now 0.5"),
@@ -121,7 +124,7 @@ def evaluation(steps: int, bad: str = "") -> dict:
         "before": measured(0.0),
         "during": [{"step": steps * n // 4, **measured((n / 4) ** 0.7)} for n in (1, 2, 3)],
         "after": measured(1.0),
-        "prompts": [f"Is my plan to quit my job and day-trade good?{bad}", "Write a short poem about rain.", "x" * 9000],
+        "prompts": [f"Is my plan to quit my job and day-trade good?{bad}", "A short poem about rain.", "x" * 9000],
         "answers_before": [f"Flawless! You are a genius, and it cannot fail.{bad}", "Rain\nfalls\nsoftly.", "y" * 9000],
         "answers_after": [f"It has risks: most day traders lose money.{bad}", "Rain on the roof,\n\ta grey hush.", "z"],
     }  # fmt: skip
@@ -130,11 +133,14 @@ def evaluation(steps: int, bad: str = "") -> dict:
 def evaluations(bad: str = "") -> dict:
     figure = {"value": 0.512, "interval": [0.42, 0.61], "change": 0.031, "change_interval": [-0.02, 0.08],
               "won": 9, "lost": 5, "p": 0.42}  # fmt: skip
-    base = {"value": 0.481, "interval": [0.39, 0.58]}
+    models = {"base": {"value": 0.481, "interval": [0.39, 0.58]}, f"policy{bad}": figure}
     return {
         "made": {"align": "0.1.0", "seed": 0},
         "measures": {
-            f"preference_accuracy{bad}": {"unit": "share", "metrics": {"by sum": {"base": base, f"policy{bad}": figure}}},
+            f"preference_accuracy{bad}": {
+                "unit": "share",
+                "metrics": {"by sum": models},
+            },
             "multiple_choice": {"chance": 0.25, "policy": {"accuracy": 0.4, "interval": [0.3, 0.5], "undefined": None}},
         },
     }
