@@ -54,7 +54,8 @@ def shown(value: float, digits: int = 4, plus: str = "") -> str:
     if value and not 1e-4 <= abs(value) < 1e7:
         return f"{value:{plus}.{digits - 1}e}"
     decimals = digits - 1 - (math.floor(math.log10(abs(value))) if value else 0)
-    return f"{value:{plus},.{max(min(decimals, digits), 0)}f}"
+    decimals = min(decimals, digits) if abs(value) >= 0.01 else decimals
+    return f"{value:{plus},.{max(decimals, 0)}f}"
 
 
 def interval(ends: Sequence[float | None], decimals: int | None = None) -> str:

@@ -16,7 +16,7 @@ function nearest(steps, step) {
   return Math.abs(steps[low] - step) <= Math.abs(steps[high] - step) ? low : high;
 }
 
-const number = (value) => String(Number(value.toPrecision(5)));
+const number = (value) => String(Number(value.toPrecision(6)));
 
 function told(line, step) {
   const [label, steps, mean, lowest, highest] = line, at = nearest(steps, step);

@@ -25,7 +25,7 @@ def head(facts: Facts) -> str:
     done = number(facts.metrics.last_step) + (f" of {number(steps)}" if steps else "")
     tiles = [("optimiser steps", done)]
     tiles += [
-        (f"{shorten(name)}: change, nats a token", number(one["change"], 3, sign=True))
+        (f"{shorten(name)}: change, nats a token", number(one["change"], sign=True, decimals=3))
         for name, one in list(held_out(facts).items())[:4]
         if one["change"] is not None
     ]
@@ -34,6 +34,7 @@ def head(facts: Facts) -> str:
     adapter = model.get("adapter") or {}
     how = f"LoRA of rank {number(adapter.get('rank'))}" if adapter else "all weights"
     said = f"<b>{text(facts.objective)}</b> on {text(model.get('path', '?'))}, {how}"
+    said += f" · as of {text(facts.progress['written'])}" if "written" in facts.progress else ""
     return (
         f'<header><h1>{text(facts.name)} <span class="state {_state_class(state)}">{text(state)}</span></h1>'
         f"<p>{said}</p>{f'<p>{text(why)}</p>' if why else ''}{tile_list(tiles)}</header>"
