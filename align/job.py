@@ -108,6 +108,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
         write_data(run, rows, steps)
         measures.after()
         save_whole(trainer, run.final, how_to_use(recipe, objective) | writer.cards())
+    say(f"report: {run.report}")
     say(f"result: {run.final}")
 
 
