@@ -45,7 +45,7 @@ def _parser() -> _Parser:
     train.add_argument("recipe", metavar="RECIPE")
     train.add_argument("overrides", nargs="*", metavar="key=value")
     train.set_defaults(run=_train)
-    for add in (_add_doctor, _add_preview, _add_ref, _add_evaluate, _add_rollouts):
+    for add in (_add_doctor, _add_preview, _add_ref, _add_evaluate, _add_report, _add_rollouts):
         add(commands)
     what = "print a script that completes the words of align in a shell"
     completion = commands.add_parser("completion", help=what, description=what)
@@ -94,6 +94,18 @@ def _evaluate(given: argparse.Namespace) -> None:
     from align.evaluation import command
 
     command.main(given)
+
+
+def _report(given: argparse.Namespace) -> None:
+    from align.report import command
+
+    command.report(given.run_folder)
+
+
+def _compare(given: argparse.Namespace) -> None:
+    from align.report import command
+
+    command.compare_runs(given.runs, given.out, given.json)
 
 
 def _rollouts(given: argparse.Namespace) -> None:
@@ -151,6 +163,19 @@ def _add_evaluate(commands) -> None:
     add("--lm-eval-path", metavar="FOLDER", help="where more tasks are, as YAML files")
     add("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(run=_evaluate)
+
+
+def _add_report(commands) -> None:
+    what = "write a run's report.html and model card again, from its files"
+    report = commands.add_parser("report", help=what, description=what)
+    report.add_argument("run_folder", metavar="RUN", help="the folder that a run wrote, also while it goes on")
+    report.set_defaults(run=_report)
+    what = "runs side by side: what they cost, what they changed, where their recipes differ"
+    compare = commands.add_parser("compare", help=what, description=what)
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="the folders that runs wrote")
+    compare.add_argument("--out", metavar="FILE.html", help="write a page with curves and answers, too")
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.set_defaults(run=_compare)
 
 
 def _add_rollouts(commands) -> None:

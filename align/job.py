@@ -12,7 +12,11 @@ import torch
 from accelerate import PartialState
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import (
+    TensorBoardCallback,
+    get_available_reporting_integrations,
+    is_deepspeed_zero3_enabled,
+)
 from transformers.utils import logging as transformers_logging
 
 from align import likelihood_ratio, models, precision, processor
@@ -39,6 +43,7 @@ from align.recipe import Recipe
 from align.reference import ADAPTER_OFF, References
 from align.reference.ema import RunningMeans
 from align.reference_setup import STORE_OFF, load_references
+from align.report.writer import ReportWriter
 from align.run import RunFolder, write_json, write_text
 from align.scoring import recompute, support
 from align.scoring.head import causal_lm
@@ -62,6 +67,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
     if run.finished() and recipe.train.resume:
         return say(f"{run.path} is finished already; the result is in {run.final}")
     args = training_arguments(recipe, run)
+    writer = ReportWriter(run)
     processor.prepare()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other; nothing a user can act on
     transformers_logging.disable_progress_bar()
@@ -93,18 +99,21 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
         callbacks=list(callbacks),
     )
     say(describe(recipe, trainer, args, layout))
-    report = add_callbacks(trainer, run, recipe, rows, sampler, tokenizer, layout)
-    start_run_folder(run, recipe, rows, args, checkpoint, start_hash)
-    if checkpoint:
-        trainer.restore(checkpoint)
-    with trainer.interruption:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    write_data(run, rows, steps)
-    if trainer.interrupted is not None:
-        kept = f"after step {trainer.state.global_step}: checkpoint saved; go on with train.resume=true"
-        raise Interrupted(trainer.interrupted, kept)
-    report.after()
-    save_whole(trainer, run.final, how_to_use(recipe, objective))
+    measures = add_callbacks(trainer, run, recipe, rows, sampler, tokenizer, layout)
+    trainer.add_callback(writer)
+    start_run_folder(run, recipe, rows, args, checkpoint, start_hash, references)
+    with writer:
+        if checkpoint:
+            trainer.restore(checkpoint)
+        with trainer.interruption:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        write_data(run, rows, steps)
+        if trainer.interrupted is not None:
+            kept = f"after step {trainer.state.global_step}: checkpoint saved; go on with train.resume=true"
+            raise Interrupted(trainer.interrupted, kept)
+        measures.after()
+        save_whole(trainer, run.final, how_to_use(recipe, objective) | writer.cards())
+    say(f"report: {run.report}")
     say(f"result: {run.final}")
 
 
@@ -143,6 +152,10 @@ def training_arguments(recipe: Recipe, run: RunFolder) -> TrainingArguments:
         args = TrainingArguments(**given)
     except (TypeError, ValueError, ImportError) as error:
         raise UserError("train.hf", shorten(error, 200), "see transformers.TrainingArguments") from None
+    for name in args.report_to:
+        if name not in (available := get_available_reporting_integrations()):
+            fix = f"pip install {shorten(name)}" + (f", or one of {', '.join(available)}" if available else "")
+            raise UserError("train.hf.report_to", f"{shorten(name)} is not installed", fix)
     if args.n_gpu > 1:
         fix = "accelerate launch --num_processes N, or set CUDA_VISIBLE_DEVICES to one"
         raise UserError("accelerate", f"one process sees {args.n_gpu} GPUs", fix)
@@ -263,24 +276,28 @@ def add_callbacks(
     references = trainer.scorer.references
     if (references is None or references.policy is None) and recipe.model.adapter is not None:
         references = References(ADAPTER_OFF, None, {})  # what the KL is measured against, though nothing learns from it
-    report = BeforeAfter(
+    measures = BeforeAfter(
         run, trainer, held_out, tokenizer, references=references, every=recipe.eval.every,
         num_answers=recipe.eval.generate,
     )  # fmt: skip
-    callbacks = [report, DrawSamples(sampler)] if sampler else [report]
+    callbacks = [measures, DrawSamples(sampler)] if sampler else [measures]
     if layout == PACKED and is_deepspeed_zero3_enabled():
         callbacks.insert(0, ProbeLayout(trainer))
     notes = how_to_use(recipe, trainer.objective)
     if recipe.train.snapshots:
         callbacks.append(KeepSnapshots(trainer, run, recipe.train.prompts_per_step, notes))
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(run.path / "tensorboard")  # not among the checkpoints
     for callback in [*callbacks, ProgressLine(), EndBehindStep(trainer), CarryState(trainer), NameCheckpoints(run)]:
         trainer.add_callback(callback)
-    return report
+    return measures
 
 
 def start_run_folder(
-    run: RunFolder, recipe: Recipe, rows: Rows | Streams, args, checkpoint: Path | None, start_hash: str | None
-) -> None:
+    run: RunFolder, recipe: Recipe, rows: Rows | Streams, args, checkpoint: Path | None, start_hash: str | None,
+    references: References | None,
+) -> None:  # fmt: skip
     """Writes what is known before the first step; a resumed run keeps what the start wrote."""
     step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
     if not PartialState().is_main_process:
@@ -289,7 +306,8 @@ def start_run_folder(
         run.begin_as(checkpoint)
         print(f"going on from {checkpoint}, after step {step}", flush=True)
     else:
-        write_json(run.environment, environment("bf16" if args.bf16 else "fp32", start_hash))
+        hashes = references.hashes if references else {}
+        write_json(run.environment, environment("bf16" if args.bf16 else "fp32", start_hash, hashes))
     write_text(run.recipe, recipe.to_yaml())
     write_json(run.data, rows.ledger.as_dict())
     run.forget_after(step)

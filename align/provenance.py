@@ -13,8 +13,8 @@ from accelerate import PartialState
 import align
 
 
-def environment(precision: str, weights_hash: str | None) -> dict:
-    """The contents of `environment.json`."""
+def environment(precision: str, weights_hash: str | None, references: dict[str, str | None]) -> dict:
+    """The contents of `environment.json`. Hashes are of weights without adapters, by who the reference is called."""
     state = PartialState()
     packages = ("torch", "transformers", "accelerate", "datasets", "peft", "deepspeed", "trl")
     return {
@@ -31,6 +31,7 @@ def environment(precision: str, weights_hash: str | None) -> dict:
         "distributed": state.distributed_type.value,
         "precision": precision,
         "start_weights_sha256": weights_hash,
+        "reference_weights_sha256": references,
     }
 
 

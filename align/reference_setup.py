@@ -64,6 +64,7 @@ def load_references(
     return References(
         reference.policy, reference.samples, loaded, behavior=reference.behavior, load=load_later,
         stores={name: stores[one] for name, one in who.items()}, equal_calls=is_deepspeed_zero3_enabled(),
+        hashes={name: hashes[name] for name in sorted(names)},
     )  # fmt: skip
 
 

@@ -46,6 +46,10 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.evaluation = self.path / "evaluation.json"
         self.evaluations = self.path / "evaluations.json"  # of `align evaluate`
+        self.guard = self.path / "guard.jsonl"  # its events
+        self.progress = self.path / "progress.json"
+        self.report = self.path / "report.html"
+        self.card = self.path / "README.md"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step}"
@@ -137,6 +141,16 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)  # what a failed write left (a full disk)
+
+
+def read_json(path: Path) -> dict:
+    """The contents of a JSON file; {} if there is none. Raises UserError if it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(str(path), f"is damaged: {shorten(error)}") from None
 
 
 def write_json(path: Path, value: object) -> None:

@@ -23,6 +23,7 @@ FORBIDDEN = {
     "align.data": ("align.trainer", "align.models", "align.job", "align.scoring", "align.negatives"),
     "align.scoring": ("align.trainer", "align.job", "align.recipe", "align.objectives"),
     "align.reference": ("align.trainer", "align.job", "align.recipe"),
+    "align.report": ("align.trainer", "align.models", "align.job", "align.recipe", "align.data", "align.scoring"),
     "align.errors": ("align.",),
 }
 
@@ -91,3 +92,7 @@ def test_help_needs_no_torch():
 def test_check_needs_torch_but_no_models(root):
     modules = loaded_after(f"import align.cli; align.cli.run(['check', {str(root / 'recipes/d2o.yaml')!r}])")
     assert "torch" in modules and not {"transformers", "trl", "deepspeed", "peft", "datasets"} & modules
+
+
+def test_reports_need_no_torch():
+    assert not {"torch", "transformers"} & loaded_after("import align.report.command")

@@ -39,6 +39,7 @@ class Lane:
     most_buffered: int  # their characters, about
     skips_damage: bool  # a file that cannot be read further is left where it breaks, and counted
     ledger: Ledger
+    source: str = ""  # under which its rows are counted
     epoch: int = 0
     drawn: int = 0  # rows taken out of the buffer in this epoch
     buffer: list[Raw] = field(default_factory=list)
@@ -67,6 +68,7 @@ class Lane:
         row, self._left = self._left[0], self._left[1:]
         self.current = (self.current[0], len(self._left)) if self._left else None
         self.ledger.used += 1
+        self.ledger.count(self.source, row.roles())
         return row
 
     def state(self) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from align.data.readers import Place
@@ -20,14 +21,23 @@ class Ledger:
     used: int = 0
     dropped: Counter = field(default_factory=Counter)  # reason -> rows or responses
     first: dict[str, list[Where]] = field(default_factory=dict)  # reason -> its first places, see `_order`
+    responses: dict[str, Counter] = field(default_factory=dict)  # source -> rows used, and their responses by role
 
     def drop(self, reason: str, place: object, why: str = "") -> None:
         """Counts one more. Its place is only written out when it is asked for: that may take reading a file."""
         self.dropped[reason] += 1
         self._keep(reason, [(place, why)])
 
+    def count(self, source: str, roles: Iterable[str]) -> None:
+        """Counts a row of a source with responses of these roles."""
+        own = self.responses.setdefault(source, Counter())
+        own["rows"] += 1
+        own.update(roles)
+
     def merge(self, other: Ledger, prefix: str = "") -> None:
-        """Takes over what `other` dropped, its reasons behind `prefix`; the rows it read are not counted as ours."""
+        """Takes over what `other` dropped and counted, behind `prefix`; the rows it read are not counted as ours."""
+        for source, counts in other.responses.items():
+            self.responses.setdefault(prefix + source, Counter()).update(counts)
         for reason, count in other.dropped.items():
             self.dropped[prefix + reason] += count
             self._keep(prefix + reason, other.first[reason])
@@ -49,7 +59,9 @@ class Ledger:
     def as_dict(self) -> dict:
         places = self.places
         reasons = {reason: {"count": count, "first": places[reason]} for reason, count in sorted(self.dropped.items())}
-        return {"rows_read": self.read, "rows_used": self.used, "dropped": reasons}
+        told = {"rows_read": self.read, "rows_used": self.used, "dropped": reasons}
+        counts = {source: dict(sorted(counted.items())) for source, counted in sorted(self.responses.items())}
+        return told | ({"responses": counts} if counts else {})
 
     def state(self) -> list:
         """What `restored` needs, in JSON's types."""
@@ -57,7 +69,7 @@ class Ledger:
             reason: [[list(at) if isinstance(at, Place) else str(at), why] for at, why in where]
             for reason, where in self.first.items()
         }
-        return [self.read, self.used, dict(self.dropped), first]
+        return [self.read, self.used, dict(self.dropped), first, self.responses]
 
     def restore(self, state: list) -> None:
         """Becomes the ledger that gave the state."""
@@ -66,6 +78,7 @@ class Ledger:
             reason: [(Place(*at) if isinstance(at, list) else at, why) for at, why in where]
             for reason, where in state[3].items()
         }
+        self.responses = {source: Counter(counted) for source, counted in state[4].items()}
 
 
 def total(ledgers: list[Ledger]) -> Ledger:

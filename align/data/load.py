@@ -118,6 +118,8 @@ def load(recipe: Recipe, tokenizer, objective: Objective) -> Rows:
                 paths += [source.path] * len(rows)
     train = _same_rewards(train, objective.roles(), ledger)
     ledger.used = len(train)
+    for path, row in zip(paths, train, strict=True):
+        ledger.count(path, row.roles())
     check_usable(train, encoder, ledger)
     retain, retain_weights = _retain_rows(recipe, encoder, ledger)
     held_out = held_out_sets(recipe, kept_out, encoder, ledger)
@@ -180,6 +182,7 @@ def _retain_rows(recipe: Recipe, encoder: Encoder, ledger: Ledger) -> tuple[list
             if row is not None:
                 rows.append(row)
                 weights.append(source.weight)
+                aside.count(source.path, row.roles())
     ledger.merge(aside, "retain: ")
     if recipe.retain.sources and not rows:
         raise no_retain_rows()

@@ -162,7 +162,7 @@ class Streams:
             Lane(
                 f"{self.recipe.train.seed}/{title}/{index}", part, parse, encode,
                 math.ceil(self.recipe.data.shuffle_buffer / len(parts)), MOST_BUFFERED // len(parts),
-                self.recipe.data.on_bad_rows == "skip", ledger,
+                self.recipe.data.on_bad_rows == "skip", ledger, source.path,
             ) if is_own else None
             for index, (part, is_own) in enumerate(zip(parts, own, strict=True))
         ]  # fmt: skip

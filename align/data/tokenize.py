@@ -48,6 +48,10 @@ class TokenizedRow:
         """Prompt plus response, in tokens, for each response."""
         return [len(self.prompt_ids) + len(response.ids) for response in self.responses]
 
+    def roles(self) -> list[str]:
+        """The name of the role of each response."""
+        return [ROLE_NAMES[response.role] for response in self.responses]
+
 
 class PromptTooLong(ValueError):
     """The prompt leaves no room for a response."""

@@ -32,6 +32,18 @@ def bootstrap_runs(values: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def of_ratio(tops: np.ndarray, bottoms: np.ndarray) -> tuple[float, float] | None:
+    """(low, high), 95 %, of sum of `tops` (N,) by sum of `bottoms` (N,), by its linearised variance; None below 2.
+
+    Cochran, 1977, Sampling Techniques, section 6.4: what is sampled are the N, which need no resampling then.
+    """
+    count, ratio = len(tops), tops.sum() / bottoms.sum()
+    if count < 2:
+        return None
+    error = math.sqrt(((tops - ratio * bottoms) ** 2).sum() * count / (count - 1)) / bottoms.sum()
+    return float(ratio - 1.96 * error), float(ratio + 1.96 * error)
+
+
 def mcnemar(won: int, lost: int) -> float:
     """The two-sided exact p of `won` questions that only one got right, and `lost` that only the other did.
 

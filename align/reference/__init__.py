@@ -43,9 +43,11 @@ class References:
         load: Callable[[str], nn.Module] | None = None,
         stores: dict[str, Store] | None = None,
         equal_calls: bool = False,
+        hashes: dict[str, str | None] | None = None,
     ):
         self.policy, self.samples, self.behavior = policy, samples or policy, behavior
         self.models, self.load, self.stores, self.equal_calls = models, load, stores or {}, equal_calls
+        self.hashes = hashes or {}  # of the weights behind each name; None: not computed
         self.forwards = 0  # micro-batches that went through a reference model, since the start
 
     @property

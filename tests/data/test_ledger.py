@@ -50,3 +50,18 @@ def test_dropped_rows_of_another_ledger_are_taken_over_under_a_prefix():
     assert ledger.as_dict() == {
         "rows_read": 2, "rows_used": 1, "dropped": {"retain: odd": {"count": 1, "first": ["b.jsonl:1"]}}
     }  # fmt: skip
+
+
+def test_responses_are_counted_by_source_and_role_over_ranks_and_kept():
+    ledgers, retained = [Ledger(), Ledger()], Ledger()
+    for index, roles in enumerate((["negative", "negative"], ["positive", "negative"], ["negative"])):
+        ledgers[index % 2].count("a.jsonl", roles)
+    retained.count("b.jsonl", ["positive"])
+    whole = total(ledgers)
+    whole.merge(retained, "retain: ")
+    assert whole.as_dict()["responses"] == {
+        "a.jsonl": {"negative": 4, "positive": 1, "rows": 3}, "retain: b.jsonl": {"positive": 1, "rows": 1}
+    }  # fmt: skip
+    other = Ledger()
+    other.restore(json.loads(json.dumps(whole.state())))
+    assert other == whole

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from align.data.layout import PACKED, PADDED
 from align.data.load import HeldOutSet
 from align.evaluation.heldout import HeldOut
+from align.evaluation.intervals import of_ratio
 from align.reference import FROZEN, References, freeze
 from align.scoring.support import use_packed
 from tests import tiny
@@ -84,3 +86,27 @@ def test_the_start_is_its_own_reference(rows):
     policy.load_state_dict(tiny.llama(2).state_dict())
     found = held_out.measure(policy, references, at_start=False)["good"]["kl"]
     assert found == pytest.approx(expected(policy, tiny.llama(1), rows)["kl"], abs=1e-5) and found > 0.01
+
+
+def test_intervals_are_over_prompts(rows):
+    """Against a loop over single responses; the change is that of the same prompts since the start."""
+    held_out = HeldOut(
+        [HeldOutSet("good", "positive", rows)], state=SimpleNamespace(num_processes=1, process_index=0), device="cpu",
+        tokens_per_device=40, pad_id=258, layout=PADDED, autocast=contextlib.nullcontext,
+    )  # fmt: skip
+    start = held_out.measure(tiny.llama(1), None, at_start=True)["good"]
+    found = held_out.measure(tiny.llama(2), None, at_start=False)["good"]
+
+    def by_row(model) -> tuple[np.ndarray, np.ndarray]:
+        with torch.no_grad():
+            logps = [[logits.log_softmax(-1)[range(len(ids)), ids].sum() for logits, ids in logits_of(model, [row])]
+                     for row in rows]  # fmt: skip
+        return np.array([float(sum(one)) for one in logps]), np.array(
+            [sum(len(r.ids) for r in row.responses) for row in rows]
+        )
+
+    (before, tokens), (after, _) = by_row(tiny.llama(1)), by_row(tiny.llama(2))
+    assert "change_interval" not in start
+    assert start["logps_interval"] == pytest.approx(of_ratio(before, tokens), abs=1e-5)
+    assert found["logps_interval"] == pytest.approx(of_ratio(after, tokens), abs=1e-5)
+    assert found["change_interval"] == pytest.approx(of_ratio(after - before, tokens), abs=1e-5)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from align.evaluation.intervals import bootstrap, mcnemar
+from align.evaluation.intervals import bootstrap, mcnemar, of_ratio
 
 
 def test_mcnemar_by_counting_all_coins():
@@ -45,3 +45,22 @@ def test_bootstrap_covers_as_often_as_it_says():
 
 def test_what_never_varies_has_no_width():
     assert bootstrap(np.ones(7)) == (1.0, 1.0)
+
+
+def test_the_interval_of_a_ratio_covers_as_often_as_it_says():
+    """Mean log-prob a token, where answers differ in length and the tokens of longer ones are likelier."""
+    draw, covered, possible = np.random.default_rng(0), 0, np.arange(5, 60)
+    truth = -((3 - possible / 60) * possible).sum() / possible.sum()
+    for _ in range(1000):
+        lengths = draw.choice(possible, size=60)
+        sums = -(3 - lengths / 60) * lengths + draw.normal(size=60) * np.sqrt(lengths)
+        low, high = of_ratio(sums, lengths)
+        covered += low < truth < high
+    assert 920 <= covered <= 975
+
+
+def test_the_interval_of_a_ratio_by_hand():
+    """Ratio 6/4; residuals -0.5, 0.5; s^2 = 0.5 * 2 / 1; half width 1.96 * 1 / 4."""
+    assert of_ratio(np.array([1.0, 5.0]), np.array([1.0, 3.0])) == pytest.approx((1.5 - 0.49, 1.5 + 0.49))
+    assert of_ratio(np.array([1.0]), np.array([1.0])) is None
+    assert of_ratio(np.full(4, 2.0), np.full(4, 1.0)) == (2.0, 2.0)
