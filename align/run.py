@@ -46,6 +46,11 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.evaluation = self.path / "evaluation.json"
 
+    @property
+    def weights(self) -> Path:
+        """Where the finished weights lie: final/, or the folder itself, which `align merge` has written."""
+        return self.final if self.final.is_dir() else self.path
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step}"
 
