@@ -88,7 +88,7 @@ def _preview(given: argparse.Namespace) -> None:
 def _evaluate(given: argparse.Namespace) -> None:
     from align.evaluation import command
 
-    command.main(given.runs, given.data, tune=given.tune, draws_curve=given.curve, plot=given.plot, as_json=given.json)
+    command.main(given)
 
 
 def _merge(given: argparse.Namespace) -> None:
@@ -143,16 +143,27 @@ def _add_preview(commands) -> None:
 
 
 def _add_evaluate(commands) -> None:
-    what = "measure finished runs: multiple choice, with intervals, against the base"
-    evaluate = commands.add_parser("evaluate", help=what, description=what)
-    evaluate.add_argument("runs", nargs="+", metavar="RUN", help="the folder that a run wrote")
-    evaluate.add_argument(
-        "--data", required=True, metavar="SOURCE", help="rows with right and wrong answers: a file, builtin or hub id"
+    what = "measure finished runs against their base, with intervals"
+    more = (
+        "Without --data: on what the run held out and builtin:benign. Measures: preference_accuracy multiple_choice "
+        "flips negative_bias pass_at_k drift kl over_refusal repetition; those that the shape of the rows is for, if "
+        "none is named. What is found is kept in RUN/evaluations.json."
     )
-    evaluate.add_argument("--tune", metavar="SOURCE", help="choose the negative head's weight on these other rows")
-    evaluate.add_argument("--curve", action="store_true", help="over the snapshots of the runs (train.snapshots)")
-    evaluate.add_argument("--plot", metavar="OUT.png|svg", help="draw the curves (needs the extra `plot`)")
-    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    evaluate = commands.add_parser("evaluate", help=what, description=f"{what.capitalize()}. {more}")
+    add = evaluate.add_argument
+    add("runs", nargs="+", metavar="RUN", help="the folder that a run wrote")
+    add("--data", action="append", default=[], metavar="SOURCE", help="rows to measure on: a file, builtin or hub id")
+    add("--measure", action="append", default=[], metavar="NAME", help="measure this on all of --data, whatever it is")
+    add("--rows", type=_count, metavar="N", help="the first rows of each source only")
+    add("--verifier", metavar="NAME", help="pass@k: what tells right answers (numeric exact math code regex:PATTERN)")
+    add("--samples", type=_count, default=8, metavar="K", help="pass@k: answers drawn for each prompt (8)")
+    add("--max-new-tokens", type=_count, default=64, metavar="N", help="longest answer that is written (64)")
+    add("--tune", metavar="SOURCE", help="choose the negative head's weight on these other rows")
+    add("--curve", action="store_true", help="multiple choice over the snapshots of the runs (train.snapshots)")
+    add("--plot", metavar="OUT.png|svg", help="draw the curves (needs the extra `plot`)")
+    add("--lm-eval", action="append", default=[], metavar="TASK", help="a task of lm-evaluation-harness")
+    add("--lm-eval-path", metavar="FOLDER", help="where more tasks are, as YAML files")
+    add("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(run=_evaluate)
 
 

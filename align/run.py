@@ -45,6 +45,7 @@ class RunFolder:
         self.data = self.path / "data.json"
         self.environment = self.path / "environment.json"
         self.evaluation = self.path / "evaluation.json"
+        self.evaluations = self.path / "evaluations.json"  # of `align evaluate`
 
     @property
     def weights(self) -> Path:

@@ -2,60 +2,153 @@
 
 from __future__ import annotations
 
-import copy
+import argparse
+import dataclasses
 import json
+import re
 
 from transformers.utils import logging as transformers_logging
 
 import align
 from align import processor
 from align.data.ledger import Ledger
-from align.errors import UserError, printable
-from align.evaluation import curve, multiple_choice, subject
-from align.evaluation.multiple_choice import SUM
+from align.errors import UserError, printable, shorten
+from align.evaluation import curve, figures, lm_eval_bridge, measures, multiple_choice, rows, subject
+from align.evaluation.probe import SUM, Probe, Unusable
+from align.evaluation.rows import Rows
+from align.evaluation.settings import Settings
+from align.evaluation.subject import Subject
+from align.rollout_options import VERIFIERS, Verifier
+from align.run import RunFolder, write_json
+from align.schema import nearest
 
 GRID = tuple(round(0.1 * tenth, 1) for tenth in range(11))  # weights of the negative head that --tune tries
 
 
-def main(runs: list[str], data: str, *, tune: str | None, draws_curve: bool, plot: str | None, as_json: bool) -> None:
-    """Measures and prints. Raises UserError."""
-    if plot and not draws_curve:
-        raise UserError("--plot", "draws learning curves", "add --curve")
-    if tune and draws_curve:
-        raise UserError("--tune", "is for final weights", "leave out --curve, or --tune")
-    if plot:
-        curve.check_image(plot)
+def main(given: argparse.Namespace) -> None:
+    """Measures, prints, and keeps what was measured in the run folders. Raises UserError."""
+    _check(given)
+    settings = Settings(_verifier(given.verifier), given.samples, given.max_new_tokens)
     processor.prepare()
     transformers_logging.disable_progress_bar()
-    ledger = Ledger()
-    examples = multiple_choice.questions(data, ledger)
-    made = {"align": align.__version__, "data": data, "data_sha256": multiple_choice.data_hash(data), "seed": 0}
-    if draws_curve:
-        curves = curve.measure(runs, examples)
-        if plot:
-            curve.plot(curves, plot)
-        _print(curve.table(curves), {"made": made, "rows": ledger.as_dict(), "curves": curves}, as_json)
-        return
-    for run in runs:
-        found, text = _final(run, examples, copy.deepcopy(ledger), tune)
-        _print(text, {"made": made | {"run": run}, **found}, as_json)
+    if given.curve:
+        return _curves(given)
+    named = [rows.given(path, given.rows) for path in given.data]
+    for run in given.runs:
+        models = subject.load(run)
+        if given.tune:
+            models = dataclasses.replace(models, scores=models.scores | _tuned(models, given.tune))
+        if not given.json:
+            print(f"{printable(run)}\n{figures.HEADER}", flush=True)
+        own = [] if named or given.lm_eval else rows.held_out(run, given.rows)
+        found = _measured(Probe(models, settings), [*named, *own], given.measure, silent=given.json)
+        found |= _of_tasks(models, given)
+        made = {
+            "align": align.__version__, "run": run, "precision": "bf16" if models.in_bf16 else "fp32", "seed": 0,
+            "weights_sha256": subject.weights_hash(run),
+        }  # fmt: skip
+        keep(RunFolder(run), made, found)
+        if given.json:
+            print(json.dumps({"made": made, "measures": found}, indent=2, ensure_ascii=False), flush=True)
 
 
-def _final(run: str, examples: list, ledger: Ledger, tune: str | None) -> tuple[dict, str]:
-    """(the measurements of a run's final weights, the same for a terminal)."""
-    models = subject.load(run)
-    scores = dict(models.scores)
-    if tune:
-        scores |= _tuned(models, tune)
-    options = multiple_choice.score(models, examples, ledger)
-    result = multiple_choice.measure(options, scores)
-    dropped = "".join(f" · {printable(reason)}: {count}" for reason, count in sorted(ledger.dropped.items()))
-    text = f"{printable(run)}: rows read {ledger.read}, used {ledger.used}{dropped}\n"
-    found = {"precision": "bf16" if models.in_bf16 else "fp32", "rows": ledger.as_dict(), "chance": options.chance}
-    return found | {"multiple_choice": result}, text + multiple_choice.table(options, result)
+def keep(run: RunFolder, made: dict, found: dict[str, dict]) -> None:
+    """Adds measurements to `evaluations.json`, in place of those of the same name; those of other weights go."""
+    before = json.loads(run.evaluations.read_text(encoding="utf-8")) if run.evaluations.is_file() else None
+    is_same = before is not None and before["made"]["weights_sha256"] == made["weights_sha256"]
+    write_json(run.evaluations, {"made": made, "measures": (before["measures"] if is_same else {}) | found})
 
 
-def _tuned(models: subject.Subject, tune: str) -> dict[str, dict[str, float]]:
+def _check(given: argparse.Namespace) -> None:
+    """Raises UserError for options that do not go together, before anything is loaded."""
+    measures.check(given.measure)
+    for name, is_there, is_for, what in (
+        ("--plot", given.plot, given.curve, "draws learning curves; add --curve"),
+        ("--lm-eval-path", given.lm_eval_path, given.lm_eval, "says where tasks are; add --lm-eval TASK"),
+        ("--tune", given.tune, not given.curve, "is for final weights; leave out --curve, or --tune"),
+        ("--measure", given.measure, not given.curve, "is for final weights; leave out --curve, or --measure"),
+        ("--lm-eval", given.lm_eval, not given.curve, "is for final weights; leave out --curve, or --lm-eval"),
+        ("--verifier", given.verifier, not given.curve, "is for final weights; leave out --curve, or --verifier"),
+        ("--curve", given.curve, len(given.data) == 1, "is drawn of one source; name it with --data"),
+    ):
+        if is_there and not is_for:
+            raise UserError(name, *what.split("; "))
+    if given.plot:
+        curve.check_image(given.plot)
+    if given.lm_eval:
+        lm_eval_bridge.check()
+
+
+def _verifier(given: str | None) -> Verifier | None:
+    """The verifier called NAME, or regex:PATTERN. Raises UserError."""
+    if given is None:
+        return None
+    name, _, pattern = given.partition(":")
+    if name not in VERIFIERS and "." not in name:
+        raise UserError("--verifier", f"{shorten(given)}: there is no such verifier", nearest(name, list(VERIFIERS)))
+    if bool(pattern) != (name == "regex"):
+        raise UserError("--verifier", "a pattern is for regex, and regex needs one", "write regex:PATTERN")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError("--verifier", f"the pattern cannot be read: {shorten(error)}", "mend it") from None
+    return Verifier(name=name, pattern=pattern or None)
+
+
+def _curves(given: argparse.Namespace) -> None:
+    ledger, (data,) = Ledger(), given.data
+    examples = multiple_choice.questions(data, ledger)[: given.rows]
+    curves = curve.measure(given.runs, examples)
+    if given.plot:
+        curve.plot(curves, given.plot)
+    made = {"align": align.__version__, "data": data, "data_sha256": rows.data_hash(data), "seed": 0}
+    found = {"made": made, "rows": ledger.as_dict(), "curves": curves}
+    print(json.dumps(found, indent=2, ensure_ascii=False) if given.json else curve.table(curves), flush=True)
+
+
+def _measured(probe: Probe, data: list[Rows], wanted: list[str], *, silent: bool) -> dict[str, dict]:
+    """{measure: data: what was found}. Raises UserError if a measure that was asked for finds no use for the rows."""
+    found, unused = {}, None
+    for own in data:
+        fitting = measures.fitting(own, probe.settings)
+        names = fitting if not wanted else [name for name in wanted if not own.is_own or name in fitting]
+        for name in names:
+            try:
+                result = measures.evaluate(name, probe, own) | {"data_sha256": rows.data_hash(own.path)}
+            except Unusable as error:
+                if wanted:
+                    raise
+                unused = error
+                _say(f"\n{printable(f'{_words(name)} · {own.name}: left out: {error.what}')}", silent)
+                continue
+            found[f"{name}: {own.name}"] = result
+            _say(f"\n{_title(name, result)}\n{figures.table(result['metrics'])}", silent)
+    if data and not found:
+        raise unused or UserError("--measure", "none of what the run has held out is for it", "name rows with --data")
+    return found
+
+
+def _of_tasks(models: Subject, given: argparse.Namespace) -> dict[str, dict]:
+    found = {}
+    if given.lm_eval:
+        for task, result in lm_eval_bridge.evaluate(models, given.lm_eval, given.lm_eval_path, given.rows).items():
+            found[f"lm_eval: {task}"] = result
+            _say(f"\nlm-eval · {printable(task)}\n{figures.table(result['metrics'])}", given.json)
+    return found
+
+
+def _title(name: str, result: dict) -> str:
+    read = result["rows"]
+    dropped = "".join(f" · {reason}: {one['count']}" for reason, one in read["dropped"].items())
+    used = f"{read['rows_used']} of {read['rows_read']} rows"
+    return printable(f"{_words(name)} · {shorten(result['data'], 80)} · {used}{dropped}")
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _tuned(models: Subject, tune: str) -> dict[str, dict[str, float]]:
     """The ratio with the weight of the negative head that does best on other questions."""
     if subject.RATIO not in models.scores:
         raise UserError("--tune", f"{models.name} has no ratio whose weight could be chosen", "leave it out")
@@ -64,5 +157,6 @@ def _tuned(models: subject.Subject, tune: str) -> dict[str, dict[str, float]]:
     return {f"ratio, w- {best:g} by --tune": {**models.scores[subject.RATIO], "negative": -best}}
 
 
-def _print(text: str, found: dict, as_json: bool) -> None:
-    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else text, flush=True)
+def _say(text: str, silent: bool) -> None:
+    if not silent:
+        print(text, flush=True)

@@ -10,7 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from align.evaluation import figures, multiple_choice
 from align.evaluation.intervals import mcnemar
+from align.evaluation.probe import PER_TOKEN, SUM, Probe
+from align.evaluation.rows import Rows
+from align.evaluation.subject import BASE
 
 
 def flips(before: Sequence[bool], after: Sequence[bool]) -> dict:
@@ -35,3 +39,17 @@ def flips(before: Sequence[bool], after: Sequence[bool]) -> dict:
         "of_wrong_after": lost / max(1, len(was) - kept - won),
         "p": mcnemar(won, lost),
     }
+
+
+def evaluate(probe: Probe, rows: Rows) -> dict:
+    """Flips from the base to each score on the questions among the rows. Raises UserError if there are none."""
+    options = probe.options(multiple_choice.select(rows.examples, rows.ledger), rows.ledger, rows.where)
+    metrics, counts = {}, {}
+    for how in (SUM, PER_TOKEN):
+        correct = {name: options.correct(weights, how) for name, weights in probe.subject.scores.items()}
+        before = correct.pop(BASE)
+        lost = {name: before & ~after for name, after in correct.items()}
+        won = {name: ~before & after for name, after in correct.items()}
+        metrics |= {f"right to wrong, by {how}": figures.shares(lost), f"wrong to right, by {how}": figures.shares(won)}
+        counts[f"by {how}"] = {name: flips(before, after) for name, after in correct.items()}
+    return {"metrics": metrics, "flips": counts}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 
 RESAMPLES = 10_000
+_REDRAWN = 2_000  # resamples of statistics that are no plain means
 
 
 def bootstrap(values: np.ndarray, *, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
@@ -38,3 +40,27 @@ def mcnemar(won: int, lost: int) -> float:
     count = won + lost
     tail = sum(math.comb(count, k) for k in range(min(won, lost) + 1))
     return min(1.0, 2 * tail / 2**count)
+
+
+def resampled(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """(2000, C) the means of resamples of the rows of `values` (N, C): the same ones for the same N and seed.
+
+    So what two models did with the same rows is compared row by row.
+    """
+    return _counts(len(values), seed) @ values / len(values)
+
+
+@functools.lru_cache(maxsize=8)
+def _counts(count: int, seed: int) -> np.ndarray:
+    """(2000, N) how often each of N rows is in a resample."""
+    draw = np.random.default_rng(seed)
+    return draw.multinomial(count, np.full(count, 1 / count), size=_REDRAWN).astype(float)
+
+
+def percentiles(draws: np.ndarray) -> tuple[float, float]:
+    """(low, high), 95 %, of a statistic in resamples; those in which it is undefined (nan) say nothing."""
+    defined = draws[~np.isnan(draws)]
+    if not len(defined):
+        return math.nan, math.nan
+    low, high = np.quantile(defined, [0.025, 0.975])
+    return float(low), float(high)

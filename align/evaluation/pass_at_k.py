@@ -8,7 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from align.data.examples import Example
+from align.errors import UserError
+from align.evaluation import figures
 from align.evaluation.intervals import bootstrap_runs
+from align.evaluation.probe import PROMPTS_AT_ONCE, Probe
+from align.evaluation.rows import Rows
+from align.judges import verifiers
+from align.negatives.sampling import draw, stop_ids
+from align.recipe import Sampling
 
 Counts = Sequence[tuple[int, int]]  # for each prompt (answers, right ones)
 
@@ -45,3 +53,45 @@ def _table(runs: Sequence[Counts], k: int) -> np.ndarray:
 
 def _with_interval(values: np.ndarray, seed: int) -> Estimate:
     return Estimate(float(values.mean()), *bootstrap_runs(values, seed=seed))
+
+
+def evaluate(probe: Probe, rows: Rows) -> dict:
+    """pass@k of each head at k = 1, 2, 4, ... samples; an answer that is cut off or undecided is not right.
+
+    All heads draw with the same random numbers. Raises UserError if nothing says what is right.
+    """
+    settings = probe.settings
+    if settings.verifier is None:
+        raise UserError("--measure pass_at_k", "nothing tells right answers from wrong ones", "add --verifier numeric")
+    asked = [example for example in rows.examples if example.texts("positive")]
+    for example in rows.examples:
+        if not example.texts("positive"):
+            rows.ledger.drop("no right answer to compare with", example.place)
+    examples, counts, undecided = probe.askable(asked, rows.ledger, rows.where), {}, {}
+    for name in probe.subject.heads:
+        verdicts = _verdicts(probe, name, examples)
+        counts[name] = [sum(one is True for one in own) for own in verdicts]
+        undecided[name] = sum(one is None for own in verdicts for one in own)
+    doubled = [2**power for power in range(settings.samples.bit_length())]
+    metrics = {}
+    for k in sorted({*doubled, settings.samples}):
+        values = {name: [pass_at_k(settings.samples, right, k) for right in own] for name, own in counts.items()}
+        metrics[f"pass@{k}"] = figures.means({name: np.array(own) for name, own in values.items()})
+    return {"samples": settings.samples, "verifier": settings.verifier.name, "undecided": undecided, "metrics": metrics}
+
+
+def _verdicts(probe: Probe, head: str, examples: Sequence[Example]) -> list[list[bool | None]]:
+    """For each example whether each of its samples is right; None: cut off, or nothing to compare."""
+    settings, tokenizer = probe.settings, probe.subject.tokenizer
+    config = Sampling(k=settings.samples, max_new_tokens=settings.max_new_tokens)
+    verify, stops = verifiers.load(settings.verifier), stop_ids(probe.subject.heads[head].model, tokenizer)
+
+    def write(model, prompts: list[list[int]], part: Sequence[Example]) -> list:
+        return draw(model, tokenizer, prompts, [f"0/{example.key}" for example in part], config, config.k)
+
+    found = []
+    drawn = probe.written(head, examples, write, max(1, PROMPTS_AT_ONCE // config.k))
+    for example, samples in zip(examples, drawn, strict=True):
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) if ids[-1] in stops else None for ids, _ in samples]
+        found.append([verify(example, text).is_right if text else None for text in texts])
+    return found

@@ -7,6 +7,7 @@ ratio. A score is a weighted sum of log-probs of heads, so that each head scores
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,16 @@ def load(run: str | Path, weights: Path | None = None, *, is_whole: bool = False
     if likelihood_ratio.find(weights):
         return _heads(weights, model, recipe["train"]["precision"], shared)
     return _policy(weights, model, shared, is_whole)
+
+
+def weights_hash(run: str | Path) -> str:
+    """SHA-256 over the files of the final weights of a run: what a measurement is of."""
+    digest, final = hashlib.sha256(), RunFolder(run).weights
+    for file in sorted(final.rglob("*.safetensors")):
+        digest.update(f"{file.relative_to(final)}\n".encode())
+        with open(file, "rb") as data:
+            digest.update(hashlib.file_digest(data, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _model(given: dict) -> Model:

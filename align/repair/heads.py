@@ -4,10 +4,10 @@ NASA, https://arxiv.org/abs/2408.00137 (Yu et al., 2025). Of a head, over prompt
 
     mean of (A_no + A_yes) log(A_no / A_yes)
 
-with A_yes and A_no its attention from the last token of the prompt, where the answer begins, to the tokens of either
-candidate. It is above 0 for a head that looks at "No" more, the further the more of its attention the two get. Each
-question is asked with both orders of the candidates, so that a head that looks at the last word has none, and as many
-have the one answer as the other, so that one that knows the answers has none.
+with A_yes and A_no its attention from the last token of the prompt, where the answer begins, to either candidate (the
+mean over its tokens, if it is several). It is above 0 for a head that looks at "No" more, the further the more of its
+attention the two get. Each question is asked with both orders of the candidates, and as many have the one answer as the
+other: so a head that looks at the last word, or at the right one, comes out near 0.
 
 This is our reading of the method. The paper's abstract says what is scored and that such heads are tuned; the formula
 and all that is said of training (`align.repair.training`) are not checked against it.
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from align.adapter_heads import name_of
 from align.data.tokenize import encode_prompt, prompt_text
 from align.errors import UserError
-from align.repair.yesno import Asked
+from align.repair.yesno import NO, YES, Asked
 from align.scoring.head import causal_lm
 
 
@@ -53,7 +53,7 @@ def locate(tokenizer, asked: Asked) -> Located:
         end = start + len(word)
         return [shift + index for index, (first, last) in enumerate(offsets) if first < end and last > start]
 
-    return Located(ids, tokens(asked.yes), tokens(asked.no))
+    return Located(ids, tokens(YES), tokens(NO))
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def scores(model: nn.Module, prompts: Sequence[Located]) -> Tensor:
             if not shown or any(layer is None for layer in shown):
                 raise UserError("model.path", "this model does not show its attention", "use a model of the Llama kind")
             last = torch.stack([layer[0, :, -1].float().cpu() for layer in shown])  # (L, A, S)
-            no, yes = last[..., one.no].sum(-1), last[..., one.yes].sum(-1)
+            no, yes = last[..., one.no].mean(-1), last[..., one.yes].mean(-1)
             tiny = torch.finfo(torch.float32).tiny  # attention may underflow to 0
             total = total + (no + yes) * (no.clamp(min=tiny) / yes.clamp(min=tiny)).log()
     finally:

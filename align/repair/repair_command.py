@@ -14,40 +14,41 @@ from transformers.utils import logging as transformers_logging
 import align
 from align import models, processor
 from align.adapter_heads import parse
-from align.data.ledger import Ledger
 from align.errors import UserError, printable, shorten
-from align.evaluation import multiple_choice, subject
+from align.evaluation import negative_bias, subject
+from align.evaluation import rows as evaluation_rows
+from align.evaluation.probe import Probe, as_head
+from align.evaluation.rows import Rows
 from align.evaluation.subject import BASE, POLICY
 from align.recipe import Model
-from align.repair import bias, heads, training, yesno
-from align.repair.yesno import PARAPHRASE, WORDS, Asked
+from align.repair import heads, training, yesno
+from align.repair.yesno import Asked
 from align.run import write_json
-from align.scoring.head import causal_lm
-from align.scoring.routing import routing_of
 
 MADE = "repair.json"
+_COLUMNS = ("bias", "precision of yes", "recall of yes", "said yes", "accuracy")
 
 
 def main(what: str, data: str, out: str, *, count: int, settings: list[str], as_json: bool) -> None:
     """Repairs a run's policy or a model into the run folder `out`. Raises UserError."""
-    output, ledger = Path(out), Ledger()
+    output, rows = Path(out), evaluation_rows.given(data)
     if output.exists():
         raise UserError("--out", f"{shorten(out, 160)} is there already", "name another folder")
-    learned, measured = yesno.halves(yesno.read(data, ledger))
+    learned, measured = yesno.halves(rows)
     processor.prepare()
     transformers_logging.disable_progress_bar()
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         try:
             model = training.start(what, output)
-            parts = (yesno.asked(learned, WORDS), yesno.asked(measured, WORDS))
+            parts = (yesno.asked(learned.examples), yesno.asked(measured.examples))
             prepared = training.prepare(model, parts, output, settings)
             chosen = _chosen(model, parts[0], count)
         except UserError:
             shutil.rmtree(output, ignore_errors=True)  # nothing has been trained yet
             raise
         training.train(prepared, chosen)
-    made = {"align": align.__version__, "model": what, "data": data, "data_sha256": multiple_choice.data_hash(data)}
-    result = {"made": made, "rows": ledger.as_dict(), **_measured(output, measured, chosen)}
+    made = {"align": align.__version__, "model": what, "data": data, "data_sha256": evaluation_rows.data_hash(data)}
+    result = {"made": made, "rows": rows.ledger.as_dict(), **_measured(output, measured, chosen)}
     write_json(output / MADE, result)
     print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else table(result), flush=True)
 
@@ -62,38 +63,35 @@ def _chosen(model: Model, asked: list[Asked], count: int) -> list[str]:
     return found
 
 
-def _measured(output: Path, measured: list, chosen: list[str]) -> dict:
+def _measured(output: Path, rows: Rows, chosen: list[str]) -> dict:
     """Before and after, on questions that nothing was learned from: the chosen heads' scores, and the negative bias."""
     both = subject.load(output)
-    result: dict = {"heads": {}, "questions": len(measured), "bias": {}}
-    for words in (WORDS, PARAPHRASE):
-        result["bias"][" or ".join(words)] = bias.measure(both, yesno.asked(measured, words), Ledger())
-    prompts = [heads.locate(both.tokenizer, one) for one in yesno.asked(measured, WORDS)]
-    scores = {}
-    for name, (model, role) in both.heads.items():
-        with routing_of(causal_lm(model)).set(role):
+    found = negative_bias.evaluate(Probe(both), rows)
+    prompts, scores = [heads.locate(both.tokenizer, one) for one in yesno.asked(rows.examples)], {}
+    for name, head in both.heads.items():
+        with as_head(head, both.in_bf16) as model:
             scores[name] = heads.scores(model, prompts)
+    own = {}
     for name in chosen:
         ((layer, (head,)),) = parse([name]).items()
-        result["heads"][name] = {when: float(scores[when][layer, head]) for when in (BASE, POLICY)}
-    return result
+        own[name] = {when: float(scores[when][layer, head]) for when in (BASE, POLICY)}
+    return {"heads": own, **found}
 
 
 def table(result: dict) -> str:
     """The result for a terminal."""
-    rows = result["rows"]
+    rows, metrics = result["rows"], result["metrics"]
     dropped = "".join(f" · {printable(reason)}: {one['count']}" for reason, one in rows["dropped"].items())
-    lines = [f"rows read {rows['rows_read']}, used {rows['rows_used']}{dropped}", ""]
-    lines.append(f"{'head':<10}{'score before':<16}after   (on {result['questions']} other questions, both orders)")
-    lines += [f"{name:<10}{own[BASE]:<16.4f}{own[POLICY]:.4f}" for name, own in result["heads"].items()]
-    columns = ("bias", "precision_of_yes", "recall_of_yes", "said_yes", "accuracy")
-    lines += ["", f"{'asked for':<24}" + "".join(f"{name.replace('_', ' '):<18}" for name in columns).rstrip()]
-    for words, own in result["bias"].items():
-        for when, title in ((BASE, "before"), (POLICY, "after")):
-            cells = "".join(_number(own[when][name]).ljust(18) for name in columns)
-            lines.append(f"{words + ', ' + title:<24}{cells}".rstrip())
+    lines = [f"rows read {rows['rows_read']}, used {rows['rows_used']}{dropped}"]
+    lines += [f"before and after, on {result['questions']} other questions", "", f"{'head':<34}score"]
+    lines += [f"{name:<34}{own[BASE]:.4f} to {own[POLICY]:.4f}" for name, own in result["heads"].items()]
+    lines += ["", f"{'answers offered':<34}" + "".join(name.ljust(18) for name in _COLUMNS).rstrip()]
+    for setting in (name.partition(": ")[2] for name in metrics if name.startswith("bias: ")):
+        pairs = (metrics[f"{name}: {setting}"] for name in _COLUMNS)
+        cells = (f"{_number(own[BASE])} to {_number(own[POLICY])}" for own in pairs)
+        lines.append(f"{setting:<34}{''.join(cell.ljust(18) for cell in cells)}".rstrip())
     return "\n".join(lines)
 
 
-def _number(value: float | None) -> str:
-    return "yes never said" if value is None else f"{value:.3f}"
+def _number(figure: dict) -> str:
+    return "none" if figure["value"] is None else f"{figure['value']:.3f}"

@@ -22,7 +22,8 @@ from align.errors import printable
 from align.evaluation import multiple_choice
 from align.evaluation.flips import flips
 from align.evaluation.intervals import bootstrap
-from align.evaluation.multiple_choice import SUM
+from align.evaluation.probe import SUM
+from align.evaluation.rows import data_hash
 from align.evaluation.subject import BASE, POLICY, Subject
 from align.repair.interpolate import Line
 
@@ -45,7 +46,7 @@ class Questions:
         return multiple_choice.score(alone, self.examples, ledger, self.where).correct({head: 1.0}, SUM)
 
     def as_dict(self) -> dict:
-        return {"path": self.path, "sha256": multiple_choice.data_hash(self.path), **self.ledger.as_dict()}
+        return {"path": self.path, "sha256": data_hash(self.path), **self.ledger.as_dict()}
 
 
 def questions(path: str, where: str) -> Questions:

@@ -49,7 +49,7 @@ def answer_logps(
         for name, (head, own) in heads.items():
             if head.model is model:
                 for index, row in enumerate(own):
-                    rows.append(_under(row, head.role))
+                    rows.append(under(row, head.role))
                     places[id(rows[-1])] = name, index
         device = causal_lm(model).get_input_embeddings().weight.device
         (groups,) = share_out(rows, world=1, tokens_per_device=tokens_at_once, layout=layout)
@@ -63,6 +63,6 @@ def answer_logps(
     return {name: [own[index] for index in range(len(own))] for name, own in found.items()}
 
 
-def _under(row: TokenizedRow, role: int) -> TokenizedRow:
+def under(row: TokenizedRow, role: int) -> TokenizedRow:
     """The row with all its answers as answers of a role, whatever they are."""
     return dataclasses.replace(row, responses=tuple(dataclasses.replace(one, role=role) for one in row.responses))

@@ -92,7 +92,7 @@ def test_the_weight_is_chosen_on_other_rows(heads, uneven_rows, tmp_path):
     assert "by --tune" in result.stdout
     refused = run(EVALUATE, heads, "--data", uneven_rows, "--tune", "builtin:pairs")  # all too long for this run
     assert refused.returncode == 2
-    assert "--tune: no row is a question (too long" in refused.stderr
+    assert "--tune: no row can be used (too long" in refused.stderr
 
 
 def test_curve(evaluate, heads, uneven_rows, tmp_path):

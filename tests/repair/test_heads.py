@@ -49,7 +49,7 @@ def by_hand(model, ids: list[int], yes: list[int], no: list[int]) -> list[list[f
                 for place, key in enumerate(keys):
                     turned = rotated(key[group * SIZE : (group + 1) * SIZE], place)
                     weights.append(math.exp(sum(q * k for q, k in zip(query, turned, strict=True)) / math.sqrt(SIZE)))
-                on_no, on_yes = (sum(weights[at] for at in some) / sum(weights) for some in (no, yes))
+                on_no, on_yes = (sum(weights[at] for at in some) / len(some) / sum(weights) for some in (no, yes))
                 found[-1].append((on_no + on_yes) * math.log(on_no / on_yes))
     return found
 
@@ -57,7 +57,7 @@ def by_hand(model, ids: list[int], yes: list[int], no: list[int]) -> list[list[f
 @pytest.mark.parametrize("chat_template", [tiny.CHATML, None], ids=["chat", "plain"])
 def test_scores_equal_an_independent_loop(chat_template):
     tokenizer, model = tiny.tokenizer(chat_template), tiny.llama()
-    both = yesno.asked([(QUESTION, True)], yesno.WORDS)
+    both = yesno.asked([QUESTION])
     assert [one.instruction for one in both] == ["Answer Yes or No.", "Answer No or Yes."]
     located = [heads.locate(tokenizer, one) for one in both]
     expected = torch.zeros(2, HEADS)

@@ -35,12 +35,15 @@ def test_a_sweep_says_what_evaluate_says_of_the_merged_weights(align, lora_run, 
     assert found["made"]["folder"] == str(tmp_path / "chosen") and found["chosen"] == found["made"]["a"]
     align("merge", lora_run, "--interpolate", 0.5, "--out", tmp_path / "half")
     for folder, a in ((lora_run, 1.0), (tmp_path / "half", 0.5), (tmp_path / "chosen", found["chosen"])):
-        measured = align("evaluate", folder, "--data", uneven_rows)["multiple_choice"]
+        (measured,) = align("evaluate", folder, "--data", uneven_rows, "--measure", "multiple_choice")[
+            "measures"
+        ].values()
+        accuracy = measured["metrics"]["accuracy by sum"]
         point = next(point for point in found["points"] if point["a"] == a)
-        policy, lost = measured["policy"]["sum"], point["flips"]
-        assert (point["accuracy"], point["gain"]) == (policy["accuracy"], policy["change"])
+        policy, lost = accuracy["policy"], point["flips"]
+        assert (point["accuracy"], point["gain"]) == (policy["value"], policy["change"])
         assert (lost["wrong_to_right"], lost["right_to_wrong"]) == (policy["won"], policy["lost"])
-    assert measured["base"]["sum"]["accuracy"] == found["base"]["accuracy"]
+    assert accuracy["base"]["value"] == found["base"]["accuracy"]
 
 
 def test_flips_are_counted_on_other_rows(align, full_run, uneven_rows, tmp_path):

@@ -38,16 +38,27 @@ def test_a_runs_policy_is_repaired(lora_run, questions, tmp_path, capsys):
     assert found["questions"] == 8 and found["rows"]["rows_used"] == 16 and len(found["heads"]) == 2
     for scores in found["heads"].values():
         assert scores["base"] > 0 and scores["policy"] != scores["base"]
-    assert list(found["bias"]) == ["Yes or No", "True or False"]
+    assert {"bias: Yes or No", "bias: No or Yes", "bias: False or True"} < found["metrics"].keys()
     assert (out / "repair" / "policy" / "model.safetensors").is_file(), "the adapter's model, which is repaired"
     matrices = load_file(out / "final" / "adapter_model.safetensors")
     layers = {name.split("layers.")[1].split(".")[0] for name in matrices}
     assert layers == {name[1] for name in found["heads"]}
-    cli.run(["evaluate", str(out), "--data", str(out / "repair" / "heldout.jsonl"), "--json"])
+    cli.run(
+        [
+            "evaluate",
+            str(out),
+            "--data",
+            str(out / "repair" / "heldout.jsonl"),
+            "--measure",
+            "multiple_choice",
+            "--json",
+        ]
+    )
     torch.set_num_threads(threads)
-    measured = json.loads(capsys.readouterr().out)["multiple_choice"]
+    (measured,) = json.loads(capsys.readouterr().out)["measures"].values()
     for name in ("base", "policy"):
-        assert measured[name]["sum"]["accuracy"] == found["bias"]["Yes or No"][name]["accuracy"]
+        orders = [found["metrics"][f"accuracy: {words}"][name]["value"] for words in ("Yes or No", "No or Yes")]
+        assert measured["metrics"]["accuracy by sum"][name]["value"] == pytest.approx(sum(orders) / 2)
 
 
 @pytest.mark.slow
@@ -55,7 +66,7 @@ def test_a_model_is_repaired_as_a_user_runs_it(tiny_model, questions, tmp_path):
     repair = [sys.executable, "-m", "align.cli", "repair", tiny_model, "--data", questions]
     done = run(repair, "--out", tmp_path / "out", *SETTINGS)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "score before" in done.stdout and "True or False, after" in done.stdout
+    assert "accuracy" in done.stdout and "True, False or I don't know" in done.stdout
     refused = run(repair, "--out", tmp_path / "other", "train.epoch=3")
     assert refused.returncode == 2 and "did you mean 'epochs'" in refused.stderr
     assert not (tmp_path / "other").exists()
@@ -64,7 +75,7 @@ def test_a_model_is_repaired_as_a_user_runs_it(tiny_model, questions, tmp_path):
 def test_mistakes_are_one_line(tiny_model, questions, uneven_rows, tmp_path):
     for arguments, message in (
         ([tiny_model, "--data", questions, "--out", tmp_path], "--out: "),
-        ([tiny_model, "--data", uneven_rows, "--out", tmp_path / "x"], "0 questions are answered by yes"),
+        ([tiny_model, "--data", uneven_rows, "--out", tmp_path / "x"], "no question of yes or no: 24"),
         ([tmp_path / "none", "--data", questions, "--out", tmp_path / "x"], "no such folder"),
         ([tiny_model, "--data", questions, "--out", tmp_path / "x", "output=y"], "leave such overrides out"),
     ):

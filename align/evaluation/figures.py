@@ -1,0 +1,92 @@
+"""What every measure comes to: a figure of each model with its interval, and its difference to the base's.
+
+A figure is {"value", "interval"} and, of all models but the base, {"change", "change_interval"}; of shares also {"won",
+"lost", "p"}: the rows that only this model, or only the base, has, and McNemar's exact test of them. What is undefined
+(a precision where nothing was said) is None. Intervals are 95 % bootstrap intervals over rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from align.errors import printable, shorten
+from align.evaluation.intervals import mcnemar, percentiles, resampled
+from align.evaluation.subject import BASE
+
+Groups = Sequence[np.ndarray]  # of each group of rows (N, C) columns; groups are resampled apart
+Statistic = Callable[..., np.ndarray]  # the means (..., C) of the columns of each group -> (...)
+
+
+def figures(statistic: Statistic, groups: Mapping[str, Groups]) -> dict[str, dict]:
+    """{model: figure} of a statistic of the means of columns; all models have seen the same rows in the same order."""
+    base = groups.get(BASE)
+    found = {}
+    for name, own in groups.items():
+        value, draws = _measured(statistic, own)
+        found[name] = {"value": _number(value), "interval": _interval(draws)}
+        if base is not None and name != BASE:
+            base_value, base_draws = _measured(statistic, base)
+            found[name] |= {"change": _number(value - base_value), "change_interval": _interval(draws - base_draws)}
+    return found
+
+
+def means(values: Mapping[str, np.ndarray]) -> dict[str, dict]:
+    """{model: figure} of the mean of a value (N,) of each row."""
+    return figures(lambda columns: columns[..., 0], {name: [own[:, None]] for name, own in values.items()})
+
+
+def ratios(tops: Mapping[str, np.ndarray], bottom: np.ndarray) -> dict[str, dict]:
+    """{model: figure} of the sum over rows of one value (N,), divided by the sum of another (a mean over tokens)."""
+    columns = {name: [np.stack([top, bottom], -1)] for name, top in tops.items()}
+    return figures(lambda columns: columns[..., 0] / columns[..., 1], columns)
+
+
+def shares(truths: Mapping[str, np.ndarray]) -> dict[str, dict]:
+    """{model: figure} of the share of rows for which something (N,) bool is true."""
+    found, base = means({name: own.astype(float) for name, own in truths.items()}), truths.get(BASE)
+    for name, own in truths.items():
+        if base is not None and name != BASE:
+            won, lost = int((own & ~base).sum()), int((~own & base).sum())
+            found[name] |= {"won": won, "lost": lost, "p": mcnemar(won, lost)}
+    return found
+
+
+def table(metrics: Mapping[str, Mapping[str, dict]]) -> str:
+    """Metrics for a terminal, a line for each model; names may come from data, so they are escaped."""
+    lines = []
+    for metric, models in metrics.items():
+        for index, (name, found) in enumerate(models.items()):
+            title = shorten(metric, 42) if index == 0 else ""
+            change = _text(found["change"], found["change_interval"], "+") if "change" in found else ""
+            p = f"{found['p']:.2g}" if "p" in found else ""
+            value = _text(found["value"], found["interval"], "")
+            lines.append(f"  {title:<44}{printable(name):<15}{value:<29}{change:<29}{p}".rstrip())
+    return "\n".join(lines)
+
+
+HEADER = f"  {'95 % intervals':<44}{'model':<15}{'value':<29}{'change against the base':<29}p"
+
+
+def _measured(statistic: Statistic, groups: Groups) -> tuple[float, np.ndarray]:
+    """(the value, (R,) that of resamples)."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = float(statistic(*(columns.mean(0) for columns in groups)))
+        return value, statistic(*(resampled(columns, seed=seed) for seed, columns in enumerate(groups)))
+
+
+def _interval(draws: np.ndarray) -> list[float | None]:
+    return [_number(end) for end in percentiles(draws)]
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _text(value: float | None, interval: Sequence[float | None], sign: str) -> str:
+    if value is None:
+        return "undefined"
+    low, high = ("?" if end is None else f"{end:{sign}.3f}" for end in interval)
+    return f"{value:{sign}.3f} ({low} to {high})"

@@ -1,0 +1,71 @@
+"""Figures: values, changes, what is undefined, and intervals against other resampling."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from align.evaluation import figures
+from align.evaluation.intervals import bootstrap, mcnemar
+
+
+def test_a_mean_and_its_change_to_the_base():
+    draw = np.random.default_rng(0)
+    base = draw.normal(2.0, 1.0, 80)
+    found = figures.means({"base": base, "policy": base + 0.5})
+    assert found["base"] == {"value": pytest.approx(base.mean()), "interval": found["base"]["interval"]}
+    np.testing.assert_allclose(found["base"]["interval"], bootstrap(base), atol=0.03)
+    assert found["policy"]["change"] == pytest.approx(0.5)
+    np.testing.assert_allclose(found["policy"]["change_interval"], [0.5, 0.5], atol=1e-9)  # the same rows for both
+
+
+def test_a_ratio_is_a_mean_over_tokens_whose_interval_knows_the_rows():
+    sums, tokens = np.array([-10.0, -1.0, -30.0]), np.array([10.0, 2.0, 10.0])
+    found = figures.ratios({"base": sums}, tokens)["base"]
+    assert found["value"] == pytest.approx(-41 / 22)
+    draw = np.random.default_rng(7)
+    drawn = []
+    for _ in range(4000):
+        rows = draw.integers(3, size=3)
+        drawn.append(sums[rows].sum() / tokens[rows].sum())
+    np.testing.assert_allclose(found["interval"], np.quantile(drawn, [0.025, 0.975]), atol=0.05)
+
+
+def test_shares_count_what_only_one_has():
+    base, policy = np.array([True, True, True, False]), np.array([True, False, False, True])
+    found = figures.shares({"base": base, "policy": policy})["policy"]
+    assert (found["won"], found["lost"], found["p"]) == (1, 2, mcnemar(1, 2))
+    assert found["value"] == 0.5 and found["change"] == -0.25
+
+
+def test_what_is_undefined_is_none_and_what_is_now_and_then_has_an_interval():
+    def of(columns):
+        return columns[..., 0] / columns[..., 1]
+
+    never, once = np.zeros((30, 2)), np.zeros((30, 2))
+    once[0] = 1
+    found = figures.figures(of, {"base": [never], "policy": [once]})
+    assert found["base"] == {"value": None, "interval": [None, None]}
+    assert found["policy"]["value"] == 1 and found["policy"]["interval"] == [1, 1]  # of resamples that have the row
+    assert found["policy"]["change"] is None
+
+
+def test_groups_are_resampled_apart():
+    ones, zeros = np.ones((20, 1)), np.zeros((20, 1))
+    mixed = np.concatenate([ones, zeros])
+
+    def average(*groups):
+        return sum(group[..., 0] for group in groups) / len(groups)
+
+    assert figures.figures(average, {"m": [ones, zeros]})["m"]["interval"] == [0.5, 0.5]
+    low, high = figures.figures(average, {"m": [mixed]})["m"]["interval"]
+    assert low < 0.4 and high > 0.6
+
+
+def test_the_table_escapes_what_comes_from_data():
+    text = figures.table(
+        {"negatives, \x1b[31mred": figures.means({"base": np.array([1.0, 2.0]), "policy": np.ones(2)})}
+    )
+    assert "\x1b" not in text and "\\x1b[31mred" in text
+    base, policy = text.splitlines()
+    assert "1.500 (1.000 to 2.000)" in base and "-0.500" in policy
