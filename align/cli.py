@@ -156,7 +156,7 @@ def _add_evaluate(commands) -> None:
     add("--measure", action="append", default=[], metavar="NAME", help="measure this on all of --data, whatever it is")
     add("--rows", type=_count, metavar="N", help="the first rows of each source only")
     add("--verifier", metavar="NAME", help="pass@k: what tells right answers (numeric exact math code regex:PATTERN)")
-    add("--samples", type=_count, default=8, metavar="K", help="pass@k: answers drawn for each prompt (8)")
+    add("--samples", type=_count, metavar="K", help="pass@k: answers drawn for each prompt (8)")
     add("--max-new-tokens", type=_count, default=64, metavar="N", help="longest answer that is written (64)")
     add("--tune", metavar="SOURCE", help="choose the negative head's weight on these other rows")
     add("--curve", action="store_true", help="multiple choice over the snapshots of the runs (train.snapshots)")

@@ -184,6 +184,16 @@ def _alpaca(row: dict) -> tuple[Prompt, list[Response]]:
     return prompt, [Response(read_text(row["output"], "output"), role)]
 
 
+def _answered(row: dict) -> tuple[Prompt, list[Response]]:
+    """A question with its right answer, a text or a number."""
+    name = next((name for name in ("prompt", "question") if row.get(name) is not None), "prompt")
+    answer = row["answer"]
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    prompt = read_prompt(_asked(row, name) if name == "question" else row.get(name), name)
+    return prompt, behind(prompt, row[name], [Response(read_text(answer, "answer"), "positive")])
+
+
 # Keys a row must have -> how it is read; the first match wins.
 _FORMATS = (
     ({"chosen", "rejected"}, _pair),
@@ -194,4 +204,5 @@ _FORMATS = (
     ({"messages"}, _dialogue),
     ({"conversations"}, _dialogue),
     ({"instruction", "output"}, _alpaca),
+    ({"answer"}, _answered),
 )

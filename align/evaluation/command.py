@@ -28,7 +28,7 @@ GRID = tuple(round(0.1 * tenth, 1) for tenth in range(11))  # weights of the neg
 def main(given: argparse.Namespace) -> None:
     """Measures, prints, and keeps what was measured in the run folders. Raises UserError."""
     _check(given)
-    settings = Settings(_verifier(given.verifier), given.samples, given.max_new_tokens)
+    settings = Settings(_verifier(given.verifier), given.samples or Settings.samples, given.max_new_tokens)
     processor.prepare()
     transformers_logging.disable_progress_bar()
     if given.curve:
@@ -40,7 +40,7 @@ def main(given: argparse.Namespace) -> None:
             models = dataclasses.replace(models, scores=models.scores | _tuned(models, given.tune))
         if not given.json:
             print(f"{printable(run)}\n{figures.HEADER}", flush=True)
-        own = [] if named or given.lm_eval else rows.held_out(run, given.rows)
+        own = [] if named or (given.lm_eval and not given.measure) else rows.held_out(run, given.rows)
         found = _measured(Probe(models, settings), [*named, *own], given.measure, silent=given.json)
         found |= _of_tasks(models, given)
         made = {
@@ -62,21 +62,25 @@ def keep(run: RunFolder, made: dict, found: dict[str, dict]) -> None:
 def _check(given: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together, before anything is loaded."""
     measures.check(given.measure)
-    for name, is_there, is_for, what in (
-        ("--plot", given.plot, given.curve, "draws learning curves; add --curve"),
-        ("--lm-eval-path", given.lm_eval_path, given.lm_eval, "says where tasks are; add --lm-eval TASK"),
-        ("--tune", given.tune, not given.curve, "is for final weights; leave out --curve, or --tune"),
-        ("--measure", given.measure, not given.curve, "is for final weights; leave out --curve, or --measure"),
-        ("--lm-eval", given.lm_eval, not given.curve, "is for final weights; leave out --curve, or --lm-eval"),
-        ("--verifier", given.verifier, not given.curve, "is for final weights; leave out --curve, or --verifier"),
-        ("--curve", given.curve, len(given.data) == 1, "is drawn of one source; name it with --data"),
-    ):
+    final_only = {"--tune": given.tune, "--measure": given.measure, "--lm-eval": given.lm_eval,
+                  "--verifier": given.verifier}  # fmt: skip
+    for name, value in final_only.items():
+        if value and given.curve:
+            raise UserError(name, "is for final weights", f"leave out --curve, or {name}")
+    for name, is_there, is_for, what, fix in (
+        ("--plot", given.plot, given.curve, "draws learning curves", "add --curve"),
+        ("--lm-eval-path", given.lm_eval_path, given.lm_eval, "says where tasks are", "add --lm-eval TASK"),
+        ("--samples", given.samples, given.verifier, "is for pass@k", "add --verifier NAME"),
+        ("--verifier", given.verifier, not given.measure or "pass_at_k" in given.measure, "is for pass_at_k",
+         "add --measure pass_at_k, or leave it out"),
+        ("--curve", given.curve, len(given.data) == 1, "is drawn of one source", "name it with --data"),
+    ):  # fmt: skip
         if is_there and not is_for:
-            raise UserError(name, *what.split("; "))
+            raise UserError(name, what, fix)
     if given.plot:
         curve.check_image(given.plot)
     if given.lm_eval:
-        lm_eval_bridge.check()
+        lm_eval_bridge.check(given.lm_eval_path)
 
 
 def _verifier(given: str | None) -> Verifier | None:

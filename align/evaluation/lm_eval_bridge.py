@@ -7,6 +7,7 @@ intervals and with the difference to the base, document by document; of others t
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -18,13 +19,15 @@ from align.evaluation.subject import Subject
 BATCH = 8
 
 
-def check() -> None:
-    """Raises UserError if the harness is not installed."""
+def check(folder: str | None) -> None:
+    """Raises UserError if the harness is not installed, or there is no such folder of tasks."""
     try:
         import lm_eval  # noqa: F401
     except ImportError:
         fix = "pip install 'align-negatives[lm-eval]'"
         raise UserError("--lm-eval", "lm-evaluation-harness is not installed", fix) from None
+    if folder is not None and not Path(folder).is_dir():
+        raise UserError("--lm-eval-path", f"{shorten(folder)}: no such folder", "name one that holds task files")
 
 
 def evaluate(subject: Subject, tasks: list[str], folder: str | None, most: int | None) -> dict[str, dict]:
@@ -62,10 +65,13 @@ def _run(subject: Subject, name: str, tasks: list[str], manager, most: int | Non
     head = subject.heads[name]
     with as_head(head, subject.in_bf16) as model:
         loaded = HFLM(pretrained=model, tokenizer=subject.tokenizer, batch_size=BATCH, max_length=subject.max_length)
-        return simple_evaluate(
-            model=loaded, tasks=tasks, task_manager=manager, limit=most, log_samples=True, bootstrap_iters=0,
-            verbosity="ERROR",
-        )  # fmt: skip
+        try:
+            return simple_evaluate(
+                model=loaded, tasks=tasks, task_manager=manager, limit=most, log_samples=True, bootstrap_iters=0
+            )
+        except (OSError, ValueError) as error:  # its data cannot be had, for one
+            what, fix = f"the harness stops: {shorten(error, 160)}", "mend the task, or fetch its data before"
+            raise UserError("--lm-eval", what, fix) from error
 
 
 def _metrics(task: str, found: dict[str, dict]) -> dict[str, dict]:

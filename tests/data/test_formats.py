@@ -89,6 +89,19 @@ CHAT = said("system: Be kind.", "human: Hi", "gpt: Hello.", "human: Bye")
 PROMPT = (("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Bye"))
 
 
+@pytest.mark.parametrize("name", ["prompt", "question"])
+def test_a_question_with_its_answer(name):
+    for answer, text in (("It is 7.", "It is 7."), (7, "7"), (0.5, "0.5")):
+        assert parse({name: "What is it?", "answer": answer}) == Example(
+            "What is it?", (Response(text, "positive"),), "my.jsonl", "my.jsonl:7"
+        )
+    for answer in (True, "", None):
+        with pytest.raises(RowError, match="'answer'"):
+            parse({name: "What is it?", "answer": answer})
+    with pytest.raises(RowError, match="'prompt' is missing"):
+        parse({"answer": "7"})
+
+
 @pytest.mark.parametrize("behind", [[], said("human: Still there?")])
 def test_sharegpt_learns_the_last_answer(behind):
     example = parse({"conversations": [*CHAT, *said("gpt: Farewell."), *behind]})

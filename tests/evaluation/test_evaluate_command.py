@@ -14,8 +14,9 @@ import torch
 from align import cli, job, recipe
 from align.data.ledger import Ledger
 from align.errors import UserError
-from align.evaluation import multiple_choice, subject
+from align.evaluation import command, measures, multiple_choice, subject
 from align.likelihood_ratio import LikelihoodRatioModel
+from align.run import RunFolder
 from tests.commands import run
 
 EVALUATE = [sys.executable, "-m", "align.cli", "evaluate"]
@@ -51,7 +52,7 @@ def heads(tiny_model, uneven_rows, tmp_path_factory) -> Path:
 def evaluate(capsys):
     """What the command prints: as JSON, or as text."""
 
-    def command(*arguments: object, as_json: bool = True):
+    def evaluated(*arguments: object, as_json: bool = True):
         capsys.readouterr()
         threads = torch.get_num_threads()
         cli.run(["evaluate", *map(str, arguments), *(["--json"] if as_json else [])])
@@ -59,14 +60,27 @@ def evaluate(capsys):
         printed = capsys.readouterr().out
         return json.loads(printed) if as_json else printed
 
-    return command
+    return evaluated
+
+
+def accuracies(found: dict, data: Path) -> dict[str, float]:
+    """The accuracy by sum of each score."""
+    metrics = found["measures"][f"multiple_choice: {data}"]["metrics"]
+    return {name: figure["value"] for name, figure in metrics["accuracy by sum"].items()}
 
 
 def test_heads_and_their_ratio(evaluate, heads, uneven_rows):
     found = evaluate(heads, "--data", uneven_rows)
-    scores = found["multiple_choice"]
+    scores = accuracies(found, uneven_rows)
     assert list(scores) == ["base", "positive", "negative", "ratio to base", "ratio"]
-    assert found["rows"]["rows_used"] == 24 and found["made"]["data_sha256"]
+    assert [key.split(":")[0] for key in found["measures"]] == [
+        "preference_accuracy", "multiple_choice", "flips", "drift"
+    ]  # fmt: skip
+    for one in found["measures"].values():
+        assert one["rows"]["rows_used"] == 24 and one["data_sha256"]
+    lost = found["measures"][f"flips: {uneven_rows}"]["flips"]["by sum"]["ratio"]
+    change = (lost["wrong_to_right"] - lost["right_to_wrong"]) / 24
+    assert scores["ratio"] - scores["base"] == pytest.approx(change)
     model = LikelihoodRatioModel.from_pretrained(heads, arithmetic="fp32")
     right = {"base": 0, "ratio": 0}
     for line in uneven_rows.read_text().splitlines():
@@ -76,7 +90,7 @@ def test_heads_and_their_ratio(evaluate, heads, uneven_rows):
         for name, values in (("base", logps["base"]), ("ratio", model.score(row["prompt"], answers))):
             right[name] += bool(values[-1] > values[:-1].max())
     for name, count in right.items():
-        assert scores[name]["sum"]["accuracy"] == pytest.approx(count / 24)
+        assert scores[name] == pytest.approx(count / 24)
     assert 0 < right["base"] < 24, "a base that is always right or wrong would hide a mistake"
 
 
@@ -88,7 +102,7 @@ def test_the_weight_is_chosen_on_other_rows(heads, uneven_rows, tmp_path):
     tune.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = run(EVALUATE, heads, "--data", uneven_rows, "--tune", tune)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "rows read 24, used 24" in result.stdout and "24 questions" in result.stdout
+    assert "24 of 24 rows" in result.stdout and "accuracy by sum" in result.stdout
     assert "by --tune" in result.stdout
     refused = run(EVALUATE, heads, "--data", uneven_rows, "--tune", "builtin:pairs")  # all too long for this run
     assert refused.returncode == 2
@@ -101,9 +115,9 @@ def test_curve(evaluate, heads, uneven_rows, tmp_path):
     found = evaluate(heads, "--data", uneven_rows, "--curve", "--plot", image)
     (points,) = found["curves"].values()
     assert list(points) == ["0", "8", "16", "32"] and list(points["0"]) == ["base"]
-    final = evaluate(heads, "--data", uneven_rows)["multiple_choice"]
+    final = accuracies(evaluate(heads, "--data", uneven_rows), uneven_rows)
     for name in ("base", "positive", "negative", "ratio"):  # four steps: the last snapshot is the final one
-        assert points["32"][name]["sum"] == final[name]["sum"], name
+        assert points["32"][name]["sum"]["accuracy"] == final[name], name
     assert b"<svg" in image.read_bytes()[:400]
     text = evaluate(heads, "--data", uneven_rows, "--curve", as_json=False)
     assert "ratio to base" in text and "accuracy by sum" in text
@@ -111,15 +125,46 @@ def test_curve(evaluate, heads, uneven_rows, tmp_path):
 
 def test_the_policy_of_another_objective(evaluate, tiny_model, uneven_rows, tmp_path):
     policy = finished(tmp_path, tiny_model, uneven_rows, "dpo", "train.learning_rate=0.05")
-    scores = evaluate(policy, "--data", uneven_rows)["multiple_choice"]
+    scores = accuracies(evaluate(policy, "--data", uneven_rows), uneven_rows)
     assert list(scores) == ["base", "policy"]
-    assert scores["policy"]["sum"]["accuracy"] > scores["base"]["sum"]["accuracy"], "it was trained on these rows"
+    assert scores["policy"] > scores["base"], "it was trained on these rows"
 
 
 def test_a_fully_trained_policy_is_compared_with_the_base(evaluate, tiny_model, uneven_rows, tmp_path):
     full = finished(tmp_path, tiny_model, uneven_rows, "simpo", adapter="null")
-    scores = evaluate(full, "--data", uneven_rows)["multiple_choice"]
-    assert scores["policy"]["sum"] != scores["base"]["sum"]
+    measured = evaluate(full, "--data", uneven_rows, "--measure", "drift", "--measure", "kl")["measures"]
+    assert [one["measure"] for one in measured.values()] == ["drift", "kl"]
+    drift, kl = (one["metrics"]["positives"]["policy"] for one in measured.values())
+    assert abs(drift["change"]) > 0.01 and kl["value"] > 0.001
+
+
+def test_what_a_run_held_out_is_measured_where_no_data_is_named(evaluate, tiny_model, uneven_rows, tmp_path):
+    settings = ("eval.holdout=0.3", "data.max_length=700", "train.learning_rate=0.05")
+    run = finished(tmp_path, tiny_model, uneven_rows, "dpo", *settings)
+    found = evaluate(run, "--rows", "12", "--max-new-tokens", "4")["measures"]
+    own, benign = f"{uneven_rows}, held out", "builtin:benign"
+    assert list(found) == [
+        f"drift: {benign}", f"kl: {benign}", f"over_refusal: {benign}", f"repetition: {benign}",
+        f"preference_accuracy: {own}", f"multiple_choice: {own}", f"flips: {own}", f"drift: {own}", f"kl: {own}",
+    ]  # fmt: skip
+    held_out = json.loads((run / "data.json").read_text())["dropped"]["held out"]["count"]
+    assert found[f"drift: {own}"]["rows"]["rows_used"] == held_out > 1
+    before = json.loads((run / "evaluation.json").read_text())
+    for role, name in (("positives", "good answers"), ("negatives", "negatives")):
+        figures = found[f"drift: {own}"]["metrics"][role]
+        ((_, then),) = [one for one in before["before"].items() if one[0].endswith(name)]
+        ((_, now),) = [one for one in before["after"].items() if one[0].endswith(name)]
+        assert figures["base"]["value"] == pytest.approx(then["logps"], abs=1e-4)
+        assert figures["policy"]["value"] == pytest.approx(now["logps"], abs=1e-4)
+        assert found[f"kl: {own}"]["metrics"][role]["policy"]["value"] == pytest.approx(now["kl"], abs=1e-4)
+    kept = json.loads((run / "evaluations.json").read_text())
+    assert kept["measures"] == found and kept["made"]["weights_sha256"]
+    more = evaluate(run, "--data", uneven_rows, "--measure", "kl")["measures"]
+    assert json.loads((run / "evaluations.json").read_text())["measures"] == found | more
+    text = evaluate(run, "--rows", "6", "--measure", "repetition", as_json=False)
+    assert "repetition · builtin:benign" in text and "repeated 4-grams" in text
+    command.keep(RunFolder(run), {"weights_sha256": "others"}, {"kl: x": {}})
+    assert json.loads((run / "evaluations.json").read_text())["measures"] == {"kl: x": {}}
 
 
 def test_nats_policy_is_asked_behind_its_prompt(tiny_model, uneven_rows, tmp_path):
@@ -140,8 +185,24 @@ def test_mistakes_are_one_line(heads, uneven_rows, tmp_path):
         ([heads, "--data", uneven_rows, "--plot", "x.png"], "add --curve"),
         ([heads, "--data", uneven_rows, "--curve", "--plot", "x.txt"], "neither .png nor .svg"),
         ([heads, "--data", uneven_rows, "--curve", "--tune", uneven_rows], "leave out --curve"),
-        ([heads], "--data"),
+        ([heads, "--curve"], "--data"),
+        ([heads, "--data", uneven_rows, "--measure", "flip"], "did you mean 'flips'"),
+        ([heads, "--data", uneven_rows, "--measure", "pass_at_k"], "add --verifier"),
+        ([heads, "--data", uneven_rows, "--verifier", "regex"], "regex:PATTERN"),
+        ([heads, "--data", uneven_rows, "--verifier", "numerik"], "did you mean 'numeric'"),
+        ([heads, "--data", uneven_rows, "--measure", "negative_bias"], "rows whose answers are yes and no"),
+        ([heads, "--measure", "negative_bias"], "name rows with --data"),
+        ([heads, "--lm-eval-path", tmp_path], "add --lm-eval"),
+        ([heads, "--samples", "4"], "add --verifier"),
+        ([heads, "--measure", "kl", "--verifier", "exact"], "is for pass_at_k"),
     ):
         with pytest.raises(UserError) as error:
             cli.run(["evaluate", *map(str, arguments)])
         assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_help_names_every_measure(capsys):
+    with pytest.raises(SystemExit):
+        cli.run(["evaluate", "--help"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in measures.MEASURES)
