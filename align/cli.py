@@ -45,7 +45,16 @@ def _parser() -> _Parser:
     train.add_argument("recipe", metavar="RECIPE")
     train.add_argument("overrides", nargs="*", metavar="key=value")
     train.set_defaults(run=_train)
-    for add in (_add_doctor, _add_preview, _add_ref, _add_evaluate, _add_report, _add_rollouts):
+    for add in (
+        _add_doctor,
+        _add_preview,
+        _add_ref,
+        _add_evaluate,
+        _add_report,
+        _add_rollouts,
+        _add_merge,
+        _add_repair,
+    ):
         add(commands)
     what = "print a script that completes the words of align in a shell"
     completion = commands.add_parser("completion", help=what, description=what)
@@ -106,6 +115,25 @@ def _compare(given: argparse.Namespace) -> None:
     from align.report import command
 
     command.compare_runs(given.runs, given.out, given.json)
+
+
+def _merge(given: argparse.Namespace) -> None:
+    from align.repair import merge_command
+
+    merge_command.main(
+        merge_command.Asked(
+            given.run_folder, given.interpolate, given.sweep, given.data, given.flips, given.fisher, given.full,
+            given.out, given.json,
+        )
+    )  # fmt: skip
+
+
+def _repair(given: argparse.Namespace) -> None:
+    from align.repair import repair_command
+
+    repair_command.main(
+        given.model, given.data, given.out, count=given.heads, settings=given.overrides, as_json=given.json
+    )
 
 
 def _rollouts(given: argparse.Namespace) -> None:
@@ -176,6 +204,43 @@ def _add_report(commands) -> None:
     compare.add_argument("--out", metavar="FILE.html", help="write a page with curves and answers, too")
     compare.add_argument("--json", action="store_true", help="print JSON")
     compare.set_defaults(run=_compare)
+
+
+def _add_merge(commands) -> None:
+    what = "take a finished run's policy back towards its base: the gain kept, fewer answers lost"
+    merge = commands.add_parser("merge", help=what, description=what)
+    merge.add_argument("run_folder", metavar="RUN", help="the folder that a run wrote")
+    merge.add_argument("--interpolate", type=float, metavar="A", help="write base + A (policy - base); 1 is the policy")
+    merge.add_argument(
+        "--sweep", type=float, nargs="*", metavar="A", help="measure these, or 0.1 to 1; choose the nearest to the base"
+    )
+    merge.add_argument("--data", metavar="SOURCE", help="sweep: rows with right and wrong answers that tell the gain")
+    merge.add_argument("--flips", metavar="SOURCE", help="sweep: rows to count flips on (those of --data)")
+    merge.add_argument(
+        "--fisher", nargs="?", const="", metavar="SOURCE",
+        help="hold a weight to the base by its Fisher information on the run's rows, or on these; writes full weights",
+    )  # fmt: skip
+    merge.add_argument("--full", action="store_true", help="write full weights of a LoRA run, not a scaled adapter")
+    merge.add_argument("--out", metavar="FOLDER", help="what to write (RUN/merged-A; after a sweep nothing)")
+    merge.add_argument("--json", action="store_true", help="print JSON")
+    merge.set_defaults(run=_merge)
+
+
+def _add_repair(commands) -> None:
+    what = "find the attention heads that look at No whatever the question, and train these alone (NASA)"
+    repair = commands.add_parser("repair", help=what, description=what)
+    repair.add_argument("model", metavar="RUN|MODEL", help="the folder that a run wrote, or a model")
+    repair.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe that trains the heads")
+    repair.add_argument(
+        "--data",
+        required=True,
+        metavar="SOURCE",
+        help="questions answered by Yes or No: half to train, half to measure on",
+    )
+    repair.add_argument("--out", required=True, metavar="FOLDER", help="the run folder to write")
+    repair.add_argument("--heads", type=_count, default=8, metavar="N", help="how many at most (8)")
+    repair.add_argument("--json", action="store_true", help="print JSON")
+    repair.set_defaults(run=_repair)
 
 
 def _add_rollouts(commands) -> None:

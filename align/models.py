@@ -98,11 +98,13 @@ def add_adapter(
     import torch
     from peft import LoraConfig, get_peft_model
 
+    from align import adapter_heads
+
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha if adapter.alpha is not None else 2 * adapter.rank,
         lora_dropout=adapter.dropout,
-        target_modules=adapter.targets,
+        target_modules=adapter_heads.modules(model, adapter.heads) if adapter.heads else adapter.targets,
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)
@@ -116,6 +118,8 @@ def add_adapter(
         torch.manual_seed(seed)
         policy.add_adapter(name, config)
     policy.base_model.set_adapter(list(names))
+    if adapter.heads:
+        adapter_heads.confine(policy, adapter.heads)
     return policy
 
 
@@ -139,13 +143,18 @@ def load_adapters(model: PreTrainedModel, folders: dict[str, Path]) -> PreTraine
     return policy.eval()
 
 
-def merge_adapter(model: Model, adapter: Path, target: Path) -> None:
-    """Writes `model` with the trained adapter of a run added to its weights as a model folder of its own (float32)."""
+def load_merged(model: Model, adapter: Path) -> PreTrainedModel:
+    """`model` with the trained adapter of a run added to its weights, float32."""
     import torch
     from peft import PeftModel
 
     base = load_model(model, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+
+
+def merge_adapter(model: Model, adapter: Path, target: Path) -> None:
+    """Writes `model` with the trained adapter of a run added to its weights as a model folder of its own (float32)."""
+    merged = load_merged(model, adapter)
     with whole_folder(target) as folder:
         merged.save_pretrained(folder)
         load_tokenizer(model).save_pretrained(folder)

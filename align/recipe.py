@@ -27,6 +27,7 @@ class Adapter:
     alpha: float | None = option(None, gt=0, doc="LoRA scale times rank; null means twice the rank.")
     dropout: float = option(0.0, ge=0, lt=1, doc="Dropout in front of the LoRA matrices.")
     targets: list[str] | str = option("all-linear", doc="Module names that get LoRA matrices, or 'all-linear'.")
+    heads: list[str] = option(list, doc="Attention heads that alone are trained, L12H3 from L0H0 on; none: targets.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align import objectives, rollout_checks
+from align import adapter_heads, objectives, rollout_checks
 from align.data import sources, supply
-from align.errors import shorten
+from align.errors import UserError, shorten
 from align.models import check_path
 from align.schema import Reader, near_miss
 
@@ -63,6 +63,7 @@ def check(reader: Reader, recipe: Recipe, needs: tuple[str, ...], roles: set[int
     _reference_checks(reader, recipe, needs, data)
     _role_checks(reader, recipe, needs, roles, data)
     _head_checks(reader, recipe, needs, data)
+    _adapter_checks(reader, recipe)
     _feed_checks(reader, recipe, needs, data)
     rollout_checks.check(reader, recipe, needs)
     if "samples" not in needs and data.get("sampling") and recipe.rollouts is None:
@@ -173,6 +174,19 @@ def _head_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: d
         reader.fail(("retain",), what, "leave it out, or give those rows as positives")
     if recipe.data.nat is not None:
         reader.fail(("data", "nat"), f"has never been tried with objective {name!r}", "use the objective nll")
+
+
+def _adapter_checks(reader: Reader, recipe: Recipe) -> None:
+    """An adapter on single attention heads: their names, and nothing beside them."""
+    adapter, at = recipe.model.adapter, ("model", "adapter")
+    if adapter is None or not adapter.heads or not reader.sound(at):
+        return
+    if adapter.targets != "all-linear":
+        reader.fail((*at, "targets"), "names modules beside model.adapter.heads", "leave one of them out")
+    try:
+        adapter_heads.parse(adapter.heads)
+    except UserError as error:
+        reader.fail((*at, "heads"), error.what, error.fix)
 
 
 def _feed_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:

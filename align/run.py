@@ -51,6 +51,11 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.card = self.path / "README.md"
 
+    @property
+    def weights(self) -> Path:
+        """Where the finished weights lie: final/, or the folder itself, which `align merge` has written."""
+        return self.final if self.final.is_dir() else self.path
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step}"
 

@@ -111,15 +111,15 @@ def _asked(example: Example, words: tuple[str, str], setting: str, with_unsure: 
     right = 0 if answer_of(example) else 1
     texts = [*words, UNSURE] if with_unsure else words
     responses = [Response(text, "positive" if index == right else "negative") for index, text in enumerate(texts)]
-    return dataclasses.replace(example, prompt=_behind(example.prompt, setting), responses=tuple(responses))
+    return dataclasses.replace(example, prompt=behind(example.prompt, f"Answer {setting}."), responses=tuple(responses))
 
 
-def _behind(prompt: Prompt, setting: str) -> Prompt:
-    asked = f"\nAnswer {setting}."
+def behind(prompt: Prompt, line: str) -> Prompt:
+    """The prompt with one more line at its end."""
     if isinstance(prompt, str):
-        return prompt + asked
+        return f"{prompt}\n{line}"
     role, content, *more = prompt[-1]
-    return (*prompt[:-1], (role, content + asked, *more))
+    return (*prompt[:-1], (role, f"{content}\n{line}", *more))
 
 
 def _listed(options: list[str]) -> str:

@@ -24,6 +24,9 @@ from align.scoring.answers import Head, layout_for
 from align.scoring.routing import Routing
 
 BASE, POLICY, RATIO = "base", "policy", "ratio"
+PREFIX_FILE = "prompt_prefix.txt"  # beside the weights of a policy trained under NAT
+ADAPTER_FILE = "adapter_config.json"  # there if the weights are an adapter
+_WEIGHTS = (ADAPTER_FILE, "config.json", likelihood_ratio.DESCRIPTION)  # one of them lies where weights do
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,15 @@ class Subject:
         return dataclasses.replace(self, heads=heads, scores=scores)
 
 
-def load(run: str | Path, weights: Path | None = None) -> Subject:
-    """A finished run, or `weights` of it (a snapshot) in place of its final ones. Raises UserError if it has none."""
+def load(run: str | Path, weights: Path | None = None, *, is_whole: bool = False) -> Subject:
+    """A finished run, or `weights` of it (a snapshot) in place of its final ones; also what `align merge` wrote of one.
+
+    `is_whole`: a LoRA policy becomes a model of its own, float32, with the adapter added to its weights. Raises
+    UserError if there are no weights.
+    """
     folder = RunFolder(run)
-    weights = weights or folder.final
-    if not folder.recipe.is_file() or not weights.is_dir():
+    weights = weights or folder.weights
+    if not folder.recipe.is_file() or not any((weights / name).is_file() for name in _WEIGHTS):
         what = "is no finished run: it has no recipe.yaml and final/"
         raise UserError(shorten(str(run), 160), what, "name the folder that a run wrote (output)")
     recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
@@ -58,12 +65,12 @@ def load(run: str | Path, weights: Path | None = None) -> Subject:
     shared = {"name": str(weights), "max_length": recipe["data"]["max_length"], "in_bf16": in_bf16}
     if likelihood_ratio.find(weights):
         return _heads(weights, model, recipe["train"]["precision"], shared)
-    return _policy(weights, model, shared)
+    return _policy(weights, model, shared, is_whole)
 
 
 def weights_hash(run: str | Path) -> str:
     """SHA-256 over the files of the final weights of a run: what a measurement is of."""
-    digest, final = hashlib.sha256(), RunFolder(run).final
+    digest, final = hashlib.sha256(), RunFolder(run).weights
     for file in sorted(final.rglob("*.safetensors")):
         digest.update(f"{file.relative_to(final)}\n".encode())
         with open(file, "rb") as data:
@@ -92,18 +99,20 @@ def _heads(weights: Path, model: Model, arithmetic: str, shared: dict) -> Subjec
     )  # fmt: skip
 
 
-def _policy(weights: Path, model: Model, shared: dict) -> Subject:
-    dtype = torch.bfloat16 if shared["in_bf16"] and model.adapter else torch.float32
+def _policy(weights: Path, model: Model, shared: dict, is_whole: bool) -> Subject:
+    is_adapter = (weights / ADAPTER_FILE).is_file()  # a LoRA run may have been merged into full weights
+    dtype = torch.bfloat16 if shared["in_bf16"] and is_adapter and not is_whole else torch.float32
     base, device = models.load_model(model, dtype=dtype), "cuda" if torch.cuda.is_available() else "cpu"
-    if model.adapter:
+    if is_adapter and not is_whole:
         policy = models.load_adapters(base, {POLICY: weights})
         Routing({POSITIVE: POLICY}, POSITIVE).attach(policy)
         heads = {BASE: Head(policy, 0), POLICY: Head(policy, POSITIVE)}
     else:
-        policy = models.load_model(dataclasses.replace(model, path=str(weights), revision=None), dtype=dtype)
+        own = dataclasses.replace(model, path=str(weights), revision=None)
+        policy = models.load_merged(model, weights) if is_adapter else models.load_model(own, dtype=dtype)
         heads = {BASE: Head(base, 0), POLICY: Head(policy, POSITIVE)}
     layouts = {layout_for(head.model.to(device).eval(), shared["max_length"]) for head in heads.values()}
-    prefix = weights / "prompt_prefix.txt"
+    prefix = weights / PREFIX_FILE
     return Subject(
         tokenizer=models.load_tokenizer(model), heads=heads, scores={BASE: {BASE: 1.0}, POLICY: {POLICY: 1.0}},
         layout=PADDED if PADDED in layouts else PACKED,
