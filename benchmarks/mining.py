@@ -3,8 +3,8 @@
     python benchmarks/mining.py                       # 2,000 and 10,000 prompts of 16 candidates, 3 lengths of texts
     python benchmarks/mining.py --prompts 2000 --texts 0
 
-The cached scores are made up (random vectors and log-probs under the keys of the real ones): what is measured is reading
-rows, finding scores, choosing, writing. Every case runs in a process of its own. Prints JSON.
+The cached scores are made up (random vectors and log-probs under the keys of the real ones): what is measured is
+reading rows, finding scores, choosing, writing. Every case runs in a process of its own. Prints JSON.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def fill(file: Path, folder: Path) -> dict:
     draw, cache = np.random.default_rng(0), ScoreCache(folder / "scores.sqlite")
     work = Mine(recipe_for(file, folder), folder, cache, Ledger())
     for scorer in work.scorers:
-        for rows in work._batches(scorer.title, "prompt"):
+        for rows in work._batches(scorer.title):
             keys = list({key: None for row in rows for key, _ in scorer.items(row)})
             if isinstance(scorer, Vectors):
                 vectors = draw.normal(size=(len(keys), SIZE))

@@ -75,7 +75,7 @@ class Mine:
         path = self.folder / ".prompts.f16"
         try:
             with open(path, "wb") as out:
-                for rows in self._batches(encoder.title, "prompt", with_neighbours=False):
+                for rows in self._batches("vectors of prompts", with_neighbours=False):
                     found = self._filled(encoder, {encoder.key(row.prompt_words): scoring.Item(
                         row, {"text": row.prompt_words}) for row in rows})  # fmt: skip
                     out.write(encoder.of([row.prompt_words for row in rows], found).astype("<f2").tobytes())
@@ -89,7 +89,7 @@ class Mine:
         """Sees to it that all scores are in the cache: one scorer, and its model, at a time."""
         for scorer in self.scorers:
             unscored = 0
-            for rows in self._batches(scorer.title, "prompt"):
+            for rows in self._batches(scorer.title):
                 items = {key: item for row in rows for key, item in scorer.items(row)}
                 unscored += len(items) - len(self._filled(scorer, items))
             if unscored:
@@ -199,7 +199,7 @@ class Mine:
     def _rows(self, title: str) -> Iterator[Row]:
         """All prompts with candidates, with their scores."""
         encoder = next((one for one in self.scorers if isinstance(one, Vectors)), None)
-        for rows in self._batches(title, "prompt"):
+        for rows in self._batches(title):
             keys = {key for scorer in self.scorers for row in rows for key, _ in scorer.items(row)}
             values = self.cache.get(list(keys))
             for row in rows:
@@ -208,9 +208,9 @@ class Mine:
                     vectors = encoder.of([said(candidate.response) for candidate in row.candidates], values)
                 yield Row(row, scoring.told(self.scorers, row, values, self.mining.scores), vectors)
 
-    def _batches(self, title: str, unit: str, *, with_neighbours: bool = True) -> Iterator[list[PromptRow]]:
+    def _batches(self, title: str, *, with_neighbours: bool = True) -> Iterator[list[PromptRow]]:
         """All prompts that have something to choose from (without neighbours: all), some at a time."""
-        with tqdm(total=len(self.pool), desc=title, unit=unit) as bar:
+        with tqdm(total=len(self.pool), desc=title, unit="prompt") as bar:
             for start in range(0, len(self.pool), _TOGETHER):
                 numbers = range(start, min(start + _TOGETHER, len(self.pool)))
                 rows = [self._row(number) if with_neighbours else self.pool[number] for number in numbers]

@@ -53,10 +53,16 @@ class ScoreCache:
         return {row[0] for row in self._select("key", keys)}
 
     def put(self, items: Iterable[tuple[bytes, bytes]]) -> None:
+        """Keeps all of some keys and values, or none of them."""
         with self._told():
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", items)
-            self._db.execute("COMMIT")
+            try:
+                self._db.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", items)
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
 
     def close(self) -> None:
         self._db.close()
