@@ -38,7 +38,8 @@ class Encoder:
         """(N, D) float32 unit vectors. What lies behind the encoder's longest input is not read."""
         found = np.zeros((len(texts), self.model.config.hidden_size), np.float32)
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            part = list(texts[start : start + _TEXTS_AT_ONCE])
+            # nothing said has no tokens to take a mean over, unless an encoder writes some of its own
+            part = [text if text.strip() else "." for text in texts[start : start + _TEXTS_AT_ONCE]]
             ids = self.tokenizer(part, truncation=True, max_length=self.longest)["input_ids"]
             for batch in by_length([len(one) for one in ids], TOKENS_AT_ONCE):
                 found[[start + index for index in batch]] = self._vectors([ids[index] for index in batch])

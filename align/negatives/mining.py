@@ -26,7 +26,7 @@ from align.negatives import scorers as scoring
 from align.negatives import strategies
 from align.negatives.mining_report import CHOSEN, POSITIVE, REFUSED, Report, Reservoir
 from align.negatives.neighbours import Neighbours
-from align.negatives.pool import Candidate, Pool, PromptRow, said
+from align.negatives.pool import OWN, Candidate, Pool, PromptRow, said
 from align.negatives.score_cache import ScoreCache
 from align.negatives.scorers import CHES, RIGHT, UNDECIDED, VERDICT, Scorer, Told, Vectors
 from align.recipe import Recipe
@@ -78,7 +78,8 @@ class Mine:
                 for rows in self._batches("vectors of prompts", with_neighbours=False):
                     found = self._filled(encoder, {encoder.key(row.prompt_words): scoring.Item(
                         row, {"text": row.prompt_words}) for row in rows})  # fmt: skip
-                    out.write(encoder.of([row.prompt_words for row in rows], found).astype("<f2").tobytes())
+                    vectors = np.nan_to_num(encoder.of([row.prompt_words for row in rows], found))  # 0: like nothing
+                    out.write(vectors.astype("<f2").tobytes())
             vectors = np.memmap(path, "<f2", mode="r").reshape(len(self.pool), -1)
             where, count = self.folder / ".neighbours.i32", self.mining.neighbours
             self.neighbours = Neighbours(self.pool, vectors, self.recipe.eval.holdout, where, count)
@@ -90,7 +91,7 @@ class Mine:
         for scorer in self.scorers:
             unscored = 0
             for rows in self._batches(scorer.title):
-                items = {key: item for row in rows for key, item in scorer.items(row)}
+                items = {key: item for row in rows if row.candidates for key, item in scorer.items(row)}
                 unscored += len(items) - len(self._filled(scorer, items))
             if unscored:
                 print(f"{scorer.title}: {unscored:,} have no score: too long to be read whole, or not a number")
@@ -113,8 +114,9 @@ class Mine:
         """
         limit = self._ches_limit()
         for one in self._rows("choose"):
-            found = self._chosen(one, limit, report)
-            if found:
+            if not one.row.candidates:
+                self.ledger.drop("prompt without negatives: no candidate", one.row.place)
+            elif found := self._chosen(one, limit, report):
                 yield one.row.head | {"responses": [*one.row.positives, *found], "key": one.row.key}
         if not report.chosen:
             reasons = ", ".join(f"{reason}: {count:,}" for reason, count in report.refused.most_common())
@@ -140,11 +142,10 @@ class Mine:
             picked = [int(places[index]) for index in self.strategy.pick(seen, self.mining.keep, self._rng(row))]
             for place, is_close in zip(places, strategies.too_close(self.strategy, seen), strict=True):
                 reasons[place] = "too close to the positive" if is_close else NOT_PICKED
-            problem = None if picked else "no candidate below the positive"
-        for index in places if problem is not None and not picked else ():
-            reasons[index] = reasons[index] or problem
-        if problem is not None:
-            self.ledger.drop(f"prompt without negatives: {problem}", row.place)
+        for place in places if problem is not None else ():
+            reasons[place] = problem
+        if not picked:
+            self.ledger.drop(f"prompt without negatives: {problem or 'no candidate below the positive'}", row.place)
         groups = {POSITIVE: None, CHOSEN: picked, REFUSED: [n for n in range(len(reasons)) if n not in picked]}
         report.add(one.scores, groups, positive, name)
         report.refused.update(reasons[index] for index in groups[REFUSED])
@@ -188,38 +189,40 @@ class Mine:
         return candidate.response | {"role": "negative", "made": made}
 
     def _ches_limit(self) -> float | None:
-        """The highest CHES of those candidates that pull their positive down least."""
+        """The highest CHES of those candidates that pull their positive down least; of a sample where there are many."""
         if self.mining.ches_keep is None:
             return None
         found = Reservoir(self.recipe.train.seed)
         for one in self._rows("CHES"):
-            found.add(one.scores[CHES].candidates)
+            if one.row.candidates:
+                found.add(one.scores[CHES].candidates)
         return strategies.lowest_share(found.values, self.mining.ches_keep) if len(found.values) else np.inf
 
     def _rows(self, title: str) -> Iterator[Row]:
-        """All prompts with candidates, with their scores."""
+        """All prompts with their scores; those without candidates have none."""
         encoder = next((one for one in self.scorers if isinstance(one, Vectors)), None)
         for rows in self._batches(title):
-            keys = {key for scorer in self.scorers for row in rows for key, _ in scorer.items(row)}
+            asked = [row for row in rows if row.candidates]
+            keys = {key for scorer in self.scorers for row in asked for key, _ in scorer.items(row)}
             values = self.cache.get(list(keys))
             for row in rows:
                 vectors = None
-                if self.mining.asks_vectors:
+                if self.mining.asks_vectors and row.candidates:
                     vectors = encoder.of([said(candidate.response) for candidate in row.candidates], values)
-                yield Row(row, scoring.told(self.scorers, row, values, self.mining.scores), vectors)
+                told = scoring.told(self.scorers, row, values, self.mining.scores) if row.candidates else {}
+                yield Row(row, told, vectors)
 
     def _batches(self, title: str, *, with_neighbours: bool = True) -> Iterator[list[PromptRow]]:
-        """All prompts that have something to choose from (without neighbours: all), some at a time."""
+        """All prompts with their candidates, some at a time."""
         with tqdm(total=len(self.pool), desc=title, unit="prompt") as bar:
             for start in range(0, len(self.pool), _TOGETHER):
                 numbers = range(start, min(start + _TOGETHER, len(self.pool)))
-                rows = [self._row(number) if with_neighbours else self.pool[number] for number in numbers]
-                yield [row for row in rows if row.candidates or not with_neighbours]
-                bar.update(len(rows))
+                yield [self._row(number) if with_neighbours else self.pool[number] for number in numbers]
+                bar.update(len(numbers))
 
     def _row(self, number: int) -> PromptRow:
         row = self.pool[number]
-        own = [one for one in row.candidates if self.mining.own or one.origin != "own"]
+        own = [one for one in row.candidates if self.mining.own or one.origin != OWN]
         return row._replace(candidates=own + (self.neighbours.candidates(number) if self.neighbours else []))
 
     def _rng(self, row: PromptRow) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""The rows that negatives are mined from, by prompt: on disk, 25 bytes a row in memory.
+"""The rows that negatives are mined from, by prompt: on disk, some 30 bytes a row in memory.
 
 A prompt that several rows have is one prompt with all their responses. What other files say of the same prompts is kept
 apart, as candidates. The pool is written anew by each run and is no output.
@@ -62,20 +62,24 @@ def said(response: dict) -> str:
 
 
 class Pool:
-    """All prompts of a recipe, in the order of its sources. Raises UserErrors for broken rows, UserError for none."""
+    """All prompts of a recipe, in the order of its sources. Raises UserErrors for broken rows."""
 
     def __init__(self, recipe: Recipe, path: Path, ledger: Ledger):
         self.path, self.digest = path, hashlib.sha256()
         self._offsets = array.array("Q")  # of each line
         keys, kinds = array.array("Q"), array.array("B")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as out:
-            for line, key, is_main in _lines(recipe, ledger):
-                self._offsets.append(out.tell())
-                keys.append(key)
-                kinds.append(is_main)
-                self.digest.update(line)
-                out.write(line)
+        try:
+            with open(path, "wb") as out:
+                for line, key, is_main in _lines(recipe, ledger):
+                    self._offsets.append(out.tell())
+                    keys.append(key)
+                    kinds.append(is_main)
+                    self.digest.update(line)
+                    out.write(line)
+        except BaseException:
+            path.unlink()
+            raise
         self._group(np.frombuffer(keys, np.uint64), np.frombuffer(kinds, np.uint8).astype(bool), ledger)
         self._file = open(path, "rb")
 

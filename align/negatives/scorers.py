@@ -9,8 +9,10 @@ Shapes: P positives and C candidates of a prompt.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -24,6 +26,8 @@ from align.negatives.pool import PromptRow, said
 from align.negatives.score_cache import key
 from align.negatives.strategies import ches
 from align.recipe import Recipe
+from align.rollout_options import VERIFIERS, Verifier
+from align.stage import sha256_of
 
 Values = Mapping[bytes, bytes]
 VERDICT, CHES = "verdict", "ches"
@@ -197,13 +201,15 @@ class Rewards:
 
 
 class Verdicts:
-    """Whether a candidate is right after all, by a verifier. A function of the user's own is asked each time."""
+    """Whether a candidate is right after all, by a verifier."""
 
-    def __init__(self, options):
+    def __init__(self, options: Verifier):
         self.title = f"verifier {options.name}"
         self.identity = json.dumps(dataclasses.asdict(options), sort_keys=True)
         try:
             self.verify = verifiers.load(options)
+            if options.name not in VERIFIERS:  # a function of the user's own may change under its name
+                self.identity += _source_sha256(verifiers.dotted(options.name, "mining.verifier.name"))
         except UserError as error:  # it is named elsewhere for roll-outs
             raise UserError("mining.verifier", error.what, error.fix) from None
 
@@ -227,6 +233,11 @@ class Verdicts:
         keys = [one for one, _ in self.items(row)]
         candidates = [np.frombuffer(values[one], "<f8")[0] if one in values else np.nan for one in keys]
         return {VERDICT: Told(np.full(len(row.positives), RIGHT), np.array(candidates, np.float64))}
+
+
+def _source_sha256(function: Callable) -> str:
+    """SHA-256 of the file that a function is written in."""
+    return sha256_of(Path(inspect.getsourcefile(function)))
 
 
 class Ches:

@@ -8,7 +8,9 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
+from align import job
 from align import recipe as recipes
 from align.cli import run as align
 from align.data.examples import parse_row
@@ -16,7 +18,7 @@ from align.errors import UserError
 from align.negatives import heads, mining_report, scorers
 from align.negatives.mining_report import Reservoir
 from align.negatives.scorers import LogProbs, Rewards, Vectors
-from tests.commands import kill, run, start
+from tests.commands import kill, metrics, run, start
 from tests.negatives import mining_worlds
 from tests.negatives.mining_worlds import lines
 
@@ -175,7 +177,7 @@ def test_rows_that_cannot_be_compared_are_counted(recipe, tmp_path):
 
 def test_no_candidate_left_is_one_line_and_scores_are_kept(recipe, tmp_path, monkeypatch):
     given = ("mining.strategy={name: margin, margin: 1.9}",)
-    with pytest.raises(UserError, match=r"no candidate is left of 12 prompts \(no candidate below the positive: 72\)"):
+    with pytest.raises(UserError, match=r"no candidate is left of 12 prompts \(too close to the positive: 72\)"):
         mine(recipe, tmp_path / "out", *given)
     assert not (tmp_path / "out" / "mined.jsonl").exists()
     monkeypatch.setattr(Vectors, "encode", None)
@@ -183,7 +185,7 @@ def test_no_candidate_left_is_one_line_and_scores_are_kept(recipe, tmp_path, mon
 
 
 def test_rows_without_candidates_are_told(recipe, tmp_path):
-    with pytest.raises(UserError, match="no candidate is left of 1 prompts"):
+    with pytest.raises(UserError, match=r"is left of 1 prompts \(prompt without negatives: no candidate: 1\)"):
         mine(recipe, tmp_path / "out", only(tmp_path, {"prompt": "A?", "positives": ["a"]}))
 
 
@@ -214,10 +216,15 @@ def test_what_is_too_long_is_refused_alone(recipe, tmp_path):
     assert report(tmp_path / "out")["refused"] == {"no score": 1}
 
 
-def test_mined_rows_can_be_trained_on(recipe, tmp_path):
-    mine(recipe, tmp_path / "out")
-    loaded = recipes.load(recipe, [f"data.sources=[{tmp_path / 'out' / 'mined.jsonl'}]", "mining=null"])
-    assert loaded.mining is None  # the rows supply the pairs that dpo needs
+def test_mined_rows_are_trained_on_and_their_reference_is_known(recipe, tmp_path):
+    """What mining scored under the model, a run with that reference does not score again."""
+    mine(recipe, tmp_path / "out", "mining.scores=[logp]")
+    given = [f"data.sources=[{tmp_path / 'out' / 'mined.jsonl'}]", "mining=null", f"output={tmp_path / 'run'}"]
+    threads = torch.get_num_threads()
+    job.train(recipes.load(recipe, [*given, "train.max_steps=1", "train.prompts_per_step=4", "eval={sources: []}"]))
+    torch.set_num_threads(threads)
+    (line,) = metrics(tmp_path / "run")
+    assert line["reference/forwards"] == 0 and line["loss"] == pytest.approx(np.log(2), abs=1e-5)
 
 
 def test_a_reservoir_keeps_a_fair_sample(monkeypatch):

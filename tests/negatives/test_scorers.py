@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+from align import models
 from align.data.ledger import Ledger
 from align.errors import UserError
 from align.negatives import scorer_models, scorers
@@ -18,6 +19,7 @@ from align.negatives.mining import Mine
 from align.negatives.rewards import RewardModel
 from align.negatives.score_cache import ScoreCache, key
 from align.negatives.scorers import CHES, VERDICT, Item
+from align.recipe import Adapter
 from tests import tiny
 from tests.negatives import mining_worlds
 
@@ -77,6 +79,30 @@ def test_implicit_rewards_are_differences_of_two_models(recipe, tmp_path):
         wanted.append(sum((one - other)[place - 1, ids[place]].item() for place in range(first, len(ids))))
     assert np.concatenate(found["implicit_reward"]) == pytest.approx(wanted, abs=2e-3)
     assert np.ptp(wanted) > 1
+
+
+def test_a_finished_run_brings_its_policy_and_its_base(recipe, tmp_path):
+    """The adapter of a run against the model without it, by plain forwards."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(mining_worlds.load(recipe, run, "mining=null").to_yaml())
+    policy = models.add_adapter(tiny.llama(), Adapter(rank=4), seed=0)
+    for number, (name, weight) in enumerate(policy.named_parameters()):
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(number))
+    policy.save_pretrained(run / "final")
+    given = ("mining.scores=[implicit_reward, reference_logp]", f"mining.policy={run}")
+    row, found = scored(recipe, tmp_path, *given)
+    wanted = []
+    for response in all_of(row):
+        ids, first = ids_of(row, response)
+        with torch.no_grad():
+            one = policy(torch.tensor([ids])).logits[0].log_softmax(-1)
+            with policy.disable_adapter():
+                other = policy(torch.tensor([ids])).logits[0].log_softmax(-1)
+        wanted.append(sum((one - other)[place - 1, ids[place]].item() for place in range(first, len(ids))))
+    assert np.concatenate(found["implicit_reward"]) == pytest.approx(wanted, abs=2e-3)
+    assert np.ptp(wanted) > 0.5
 
 
 def test_ches_is_that_of_hidden_states_summed_by_hand(recipe, tmp_path):
