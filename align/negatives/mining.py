@@ -189,7 +189,7 @@ class Mine:
         return candidate.response | {"role": "negative", "made": made}
 
     def _ches_limit(self) -> float | None:
-        """The highest CHES of those candidates that pull their positive down least; of a sample where there are many."""
+        """The highest CHES of those that pull their positive down least; of a sample where there are many."""
         if self.mining.ches_keep is None:
             return None
         found = Reservoir(self.recipe.train.seed)
