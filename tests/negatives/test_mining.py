@@ -68,7 +68,9 @@ def test_each_row_has_its_positives_and_the_best_negatives(recipe, tmp_path, cap
     assert "24 chosen of 72 candidates" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("strategy", ["random", "ambiguous", "runner_up", "clusters", "percentage", "margin"])
+@pytest.mark.parametrize(
+    "strategy", ["random", "ambiguous", "runner_up", "clusters", "percentage, share: 1", "margin, margin: 0"]
+)
 def test_every_strategy_chooses_the_same_again_and_asks_no_model(recipe, tmp_path, strategy, monkeypatch):
     mine(recipe, tmp_path / "first")
 
@@ -76,10 +78,10 @@ def test_every_strategy_chooses_the_same_again_and_asks_no_model(recipe, tmp_pat
         raise AssertionError("a model was asked")
 
     monkeypatch.setattr(Vectors, "encode", none)
-    named = f"mining.strategy.name={strategy}"
+    named = f"mining.strategy={{name: {strategy}}}"
     one, other = (mine(recipe, tmp_path / name, named) for name in ("one", "other"))
     assert one == other and len(one) == 12
-    assert {entry["made"]["strategy"] for row in one for entry in negatives(row)} == {strategy}
+    assert {entry["made"]["strategy"] for row in one for entry in negatives(row)} == {strategy.split(",")[0]}
     if strategy == "random":
         assert mine(recipe, tmp_path / "seed", named, "train.seed=1") != one
 
@@ -99,7 +101,7 @@ def test_what_is_right_or_there_twice_is_refused(recipe, tmp_path):
 
 
 def test_ches_keeps_the_lowest_share_of_all_candidates(recipe, tmp_path):
-    given = ("mining.scores=[logp]", "mining.keep=9")
+    given = ("mining.scores=[logp]", "mining.encoder=null", "mining.keep=9")
     everything = mine(recipe, tmp_path / "all", *given, "mining.ches_keep=1")
     values = {
         (row["key"], one["text"]): one["made"]["scores"]["ches"] for row in everything for one in negatives(row)
@@ -147,7 +149,7 @@ def test_a_stopped_run_scores_only_what_is_missing(recipe, tmp_path, monkeypatch
         return real(self, items)
 
     monkeypatch.setattr(LogProbs, "compute", counted)
-    given, asked_again = ("mining.scores=[logp_per_token]",), []
+    given, asked_again = ("mining.scores=[logp_per_token]", "mining.encoder=null"), []
     with pytest.raises(KeyboardInterrupt):
         mine(recipe, tmp_path / "out", *given)
     assert asked == [28] and not (tmp_path / "out" / "mined.jsonl").exists()
@@ -191,7 +193,12 @@ def test_rows_without_candidates_are_told(recipe, tmp_path):
 
 def test_equal_candidates_are_one_line(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(Rewards, "compute", lambda self, items: [scorers._packed(2.0) for _ in items])
-    given = ("mining.scores=[reward]", f"mining.reward_model={recipe.parent / 'reward'}", "mining.keep=1")
+    given = (
+        "mining.scores=[reward]",
+        "mining.encoder=null",
+        f"mining.reward_model={recipe.parent / 'reward'}",
+        "mining.keep=1",
+    )
     with pytest.raises(
         UserError, match="by reward all candidates of each prompt are equal: there is nothing to choose"
     ):
@@ -203,22 +210,22 @@ def test_scores_that_are_no_number_are_told_and_not_kept(recipe, tmp_path, monke
     real = heads.response_logps
     monkeypatch.setattr(heads, "response_logps", lambda model, batch: real(model, batch) * float("nan"))
     with pytest.raises(UserError, match=r"no candidate is left of 12 prompts \(no score: 72\)"):
-        mine(recipe, tmp_path / "out", "mining.scores=[logp]")
+        mine(recipe, tmp_path / "out", "mining.scores=[logp]", "mining.encoder=null")
     assert "log-probs of the policy: 84 have no score: too long to be read whole" in capsys.readouterr().out
     monkeypatch.setattr(heads, "response_logps", real)
-    assert len(mine(recipe, tmp_path / "out", "mining.scores=[logp]")) == 12
+    assert len(mine(recipe, tmp_path / "out", "mining.scores=[logp]", "mining.encoder=null")) == 12
 
 
 def test_what_is_too_long_is_refused_alone(recipe, tmp_path):
     row = {"prompt": "A?", "positives": ["a"], "negatives": ["b " * 150, "c"]}
-    (found,) = mine(recipe, tmp_path / "out", only(tmp_path, row), "mining.scores=[logp]")
+    (found,) = mine(recipe, tmp_path / "out", only(tmp_path, row), "mining.scores=[logp]", "mining.encoder=null")
     assert [one["text"] for one in negatives(found)] == ["c"]
     assert report(tmp_path / "out")["refused"] == {"no score": 1}
 
 
 def test_mined_rows_are_trained_on_and_their_reference_is_known(recipe, tmp_path):
     """What mining scored under the model, a run with that reference does not score again."""
-    mine(recipe, tmp_path / "out", "mining.scores=[logp]")
+    mine(recipe, tmp_path / "out", "mining.scores=[logp]", "mining.encoder=null")
     given = [f"data.sources=[{tmp_path / 'out' / 'mined.jsonl'}]", "mining=null", f"output={tmp_path / 'run'}"]
     threads = torch.get_num_threads()
     job.train(recipes.load(recipe, [*given, "train.max_steps=1", "train.prompts_per_step=4", "eval={sources: []}"]))

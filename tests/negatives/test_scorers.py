@@ -52,7 +52,7 @@ def all_of(row) -> list[dict]:
 
 
 def test_log_probs_are_those_of_a_plain_forward(recipe, tmp_path):
-    row, found = scored(recipe, tmp_path, "mining.scores=[logp, logp_per_token]")
+    row, found = scored(recipe, tmp_path, "mining.scores=[logp, logp_per_token]", "mining.encoder=null")
     model, sums, means = tiny.llama(), [], []
     for response in all_of(row):
         ids, first = ids_of(row, response)
@@ -68,7 +68,11 @@ def test_log_probs_are_those_of_a_plain_forward(recipe, tmp_path):
 def test_implicit_rewards_are_differences_of_two_models(recipe, tmp_path):
     tiny.save(tmp_path / "other", seed=1)
     row, found = scored(
-        recipe, tmp_path, "mining.scores=[implicit_reward, logp, reference_logp]", f"mining.policy={tmp_path / 'other'}"
+        recipe,
+        tmp_path,
+        "mining.scores=[implicit_reward, logp, reference_logp]",
+        "mining.encoder=null",
+        f"mining.policy={tmp_path / 'other'}",
     )
     policy, reference = tiny.llama(1), tiny.llama(0)
     wanted = []
@@ -91,7 +95,7 @@ def test_a_finished_run_brings_its_policy_and_its_base(recipe, tmp_path):
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(number))
     policy.save_pretrained(run / "final")
-    given = ("mining.scores=[implicit_reward, reference_logp]", f"mining.policy={run}")
+    given = ("mining.scores=[implicit_reward, reference_logp]", "mining.encoder=null", f"mining.policy={run}")
     row, found = scored(recipe, tmp_path, *given)
     wanted = []
     for response in all_of(row):
@@ -106,7 +110,7 @@ def test_a_finished_run_brings_its_policy_and_its_base(recipe, tmp_path):
 
 
 def test_ches_is_that_of_hidden_states_summed_by_hand(recipe, tmp_path):
-    row, found = scored(recipe, tmp_path, "mining.scores=[logp]", "mining.ches_keep=0.5")
+    row, found = scored(recipe, tmp_path, "mining.scores=[logp]", "mining.encoder=null", "mining.ches_keep=0.5")
     model, sums = tiny.llama(), []
     for response in all_of(row):
         ids, first = ids_of(row, response)
@@ -145,7 +149,7 @@ def test_similarity_is_to_the_nearest_positive_and_relevance_to_the_prompt(recip
 
 
 def test_rewards_are_those_of_single_calls_and_long_ones_are_none(recipe, tmp_path):
-    given = ("mining.scores=[reward]", f"mining.reward_model={recipe.parent / 'reward'}")
+    given = ("mining.scores=[reward]", "mining.encoder=null", f"mining.reward_model={recipe.parent / 'reward'}")
     row, found = scored(recipe, tmp_path, *given)
     model = AutoModelForSequenceClassification.from_pretrained(recipe.parent / "reward")
     with torch.no_grad():
@@ -165,14 +169,14 @@ def test_verdicts(recipe, tmp_path):
 
 def test_what_is_scored_here_is_in_the_store_of_references(recipe, tmp_path, monkeypatch):
     """A second cache of scores asks the store, and no forward is made."""
-    scored(recipe, tmp_path, "mining.scores=[logp]")
+    scored(recipe, tmp_path, "mining.scores=[logp]", "mining.encoder=null")
     (tmp_path / "scores.sqlite").unlink()
 
     def none(*args):
         raise AssertionError("was forwarded again")
 
     monkeypatch.setattr("align.negatives.heads.response_logps", none)
-    _, found = scored(recipe, tmp_path, "mining.scores=[logp]")
+    _, found = scored(recipe, tmp_path, "mining.scores=[logp]", "mining.encoder=null")
     assert np.isfinite(np.concatenate(found["logp"])).all()
 
 
@@ -229,7 +233,7 @@ def test_another_model_has_other_scores(recipe, tmp_path):
     assert scorer_models.files_sha256(tmp_path / "model") == one
     tiny.save(tmp_path / "model", seed=1)
     assert scorer_models.files_sha256(tmp_path / "model") != one
-    loaded = mining_worlds.load(recipe, tmp_path / "out", "mining.scores=[logp]")
+    loaded = mining_worlds.load(recipe, tmp_path / "out", "mining.scores=[logp]", "mining.encoder=null")
     longer = dataclasses.replace(loaded, data=dataclasses.replace(loaded.data, max_length=100))
     identities = {scorers.load(given)[0].identity for given in (loaded, longer)}
     assert len(identities) == 2
