@@ -46,14 +46,7 @@ def _parser() -> _Parser:
     train.add_argument("overrides", nargs="*", metavar="key=value")
     train.set_defaults(run=_train)
     for add in (
-        _add_doctor,
-        _add_preview,
-        _add_ref,
-        _add_evaluate,
-        _add_report,
-        _add_rollouts,
-        _add_merge,
-        _add_repair,
+        _add_doctor, _add_preview, _add_ref, _add_evaluate, _add_report, _add_rollouts, _add_merge, _add_repair, _add_mine,
     ):
         add(commands)
     what = "print a script that completes the words of align in a shell"
@@ -140,6 +133,12 @@ def _rollouts(given: argparse.Namespace) -> None:
     from align import rollout_commands
 
     rollout_commands.main(given)
+
+
+def _mine(given: argparse.Namespace) -> None:
+    from align.negatives import mine_command
+
+    mine_command.main(given.recipe, given.overrides)
 
 
 def _add_doctor(commands) -> None:
@@ -256,6 +255,14 @@ def _add_rollouts(commands) -> None:
         command.add_argument("recipe", metavar="RECIPE")
         command.add_argument("overrides", nargs="*", metavar="key=value")
         command.set_defaults(run=_rollouts)
+
+
+def _add_mine(commands) -> None:
+    what = "choose negatives among candidates by their scores, and show the scores"
+    mine = commands.add_parser("mine", help=what, description=f"{what}. Killed, it goes on where it was.")
+    mine.add_argument("recipe", metavar="RECIPE")
+    mine.add_argument("overrides", nargs="*", metavar="key=value")
+    mine.set_defaults(run=_mine)
 
 
 def _count(text: str) -> int:

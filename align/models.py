@@ -1,4 +1,4 @@
-"""The policy, its tokenizer and its adapter from a recipe; nothing else in the project loads weights.
+"""The policy, its tokenizer and its adapter from a recipe; nothing else loads weights, but `negatives.scorer_models`.
 
 `model.path` is the embedded default, a folder, a .gguf file or a hub id. transformers and peft are imported
 only when something is loaded: `align check` uses `check_path` alone.

@@ -9,10 +9,11 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from align import objectives, recipe_checks, yaml_lines
+from align import mining_checks, objectives, recipe_checks, yaml_lines
 from align.data import sources
 from align.data.layout import ALL, AUTO, CHEAP, NONE, PACKED, PADDED
 from align.errors import UserError, UserErrors, shorten
+from align.mining_options import Mining
 from align.recipe_checks import training_argument_names as training_argument_names
 from align.rollout_options import Judges, Rollouts, WarmStart
 from align.schema import Reader, nearest, option
@@ -183,6 +184,7 @@ class Recipe:
     warm_start: WarmStart | None = option(None, doc="Imitation before the first roll-outs; null: none.")
     rollouts: Rollouts | None = option(None, doc="align iterate: data.sources are prompts to sample from; null: rows.")
     judges: Judges | None = option(None, doc="Judges of the steps of wrong roll-outs; null: steps are not judged.")
+    mining: Mining | None = option(None, doc="align mine: negatives are chosen among candidates; null: none are.")
     objective: dict = option(doc="name, and the objective's hyper-parameters.")
     train: Train = option(Train, doc="Optimisation.")
     eval: Eval = option(Eval, doc="Held-out measurements.")
@@ -199,7 +201,7 @@ class Recipe:
         for section, asked in recipe_checks.SECTION_NEEDS.items():
             if not asked & set(needs) and not (section == "sampling" and self.rollouts):
                 del data[section]  # `load` refuses sections that the objective does not use
-        for section in ("warm_start", "rollouts", "judges"):
+        for section in ("warm_start", "rollouts", "judges", "mining"):
             if data[section] is None:
                 del data[section]
         if not self.retain.sources and not self.retain.positives:
@@ -320,4 +322,5 @@ def resolve(recipe: Recipe, objective: objectives.Objective) -> Recipe:
             held_out.append(Source(path=f"{sources.BUILTIN}benign", split=sources.HELD_OUT))
         evaluation = dataclasses.replace(evaluation, sources=held_out)
     hyper = {"name": recipe.objective["name"], **dataclasses.asdict(objective)}
+    recipe = mining_checks.resolve(recipe)
     return dataclasses.replace(recipe, reference=reference, eval=evaluation, objective=hyper)

@@ -29,7 +29,7 @@ def check(reader: Reader, recipe: Recipe, needs: tuple[str, ...]) -> None:
                 reader.fail((section,), "is for roll-outs, and there are none", "add rollouts, or leave it out")
         return
     _rollout_checks(reader, recipe, needs)
-    _verifier_checks(reader, recipe.rollouts.verifier)
+    verifier_checks(reader, recipe.rollouts.verifier, ("rollouts", "verifier"))
     if recipe.judges is not None:
         _judge_checks(reader, recipe)
 
@@ -44,8 +44,8 @@ def _rollout_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...]) -> N
         reader.fail(("rollouts",), "cannot go with data.mix or data.nat: never tried", "leave one of them out")
 
 
-def _verifier_checks(reader: Reader, verifier: Verifier) -> None:
-    at = ("rollouts", "verifier")
+def verifier_checks(reader: Reader, verifier: Verifier, at: tuple) -> None:
+    """Adds what is wrong with a verifier that is named at `at`."""
     if verifier.name not in VERIFIERS and "." not in verifier.name:
         fix = nearest(verifier.name, VERIFIERS)
         reader.fail((*at, "name"), f"{shorten(verifier.name)!r} is no verifier and no package.function", fix)

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from align.errors import UserError, shorten
@@ -15,19 +16,20 @@ from align.run import write_json
 class Stage:
     """`NAME.jsonl` and `NAME.json`. Opening it reads the lines that are whole and cuts off one that a kill left.
 
-    `made_by` is what the lines depend on. Raises UserError if the file was made by something else.
+    `made_by` is what the lines depend on. Raises UserError if the file was made by something else. Without `keeps_rows`
+    lines are neither read nor kept in memory: for files that are written as a whole.
     """
 
-    def __init__(self, path: Path, made_by: dict):
+    def __init__(self, path: Path, made_by: dict, *, keeps_rows: bool = True):
         self.path, self.about = path, path.with_suffix(".json")
         made_by = json.loads(json.dumps(made_by))
-        if self.about.exists():
+        if self.about.exists() and self.path.exists():  # else nothing is there that could be mixed
             self.facts = json.loads(self.about.read_text(encoding="utf-8"))
             self._check_same(made_by)
         else:
             self.facts = {"made_by": made_by, "begun": _now(), "finished": None}
             write_json(self.about, self.facts)
-        self.rows = self._whole_lines()
+        self.rows = self._whole_lines() if keeps_rows else []
 
     @property
     def finished(self) -> bool:
@@ -38,6 +40,17 @@ class Stage:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         self.rows += rows
+
+    def write_whole(self, rows: Iterable[dict]) -> None:
+        """Writes all lines, one by one; the file appears when the last one is there, or not at all."""
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                for row in rows:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def finish(self, **facts: object) -> None:
         """Notes that all lines are there, and what is to be said of them."""

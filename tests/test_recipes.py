@@ -23,6 +23,7 @@ def test_recipe_passes_check(path):
     loaded = recipe.load(path)
     first = path.read_text(encoding="utf-8").splitlines()[0]
     command = "accelerate launch align/train.py" if loaded.rollouts is None else "align iterate"
+    command = command if loaded.mining is None else "align mine"
     assert re.fullmatch(rf"# {command} recipes/{re.escape(path.name)}( --[a-z]+ \d+)*", first)
     assert loaded.output == f"runs/{loaded.name}"
 
