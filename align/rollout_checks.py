@@ -24,14 +24,15 @@ def check(reader: Reader, recipe: Recipe, needs: tuple[str, ...]) -> None:
         if problem:
             reader.fail(("warm_start", "path"), *problem)
     if recipe.rollouts is None:
-        for section in ("warm_start", "judges"):
+        whole_answers = recipe.degrade is not None or recipe.repair is not None  # they are checked with those
+        for section in ("warm_start",) if whole_answers else ("warm_start", "judges"):
             if getattr(recipe, section) is not None:
                 reader.fail((section,), "is for roll-outs, and there are none", "add rollouts, or leave it out")
         return
     _rollout_checks(reader, recipe, needs)
-    _verifier_checks(reader, recipe.rollouts.verifier)
+    verifier_checks(reader, recipe.rollouts.verifier, ("rollouts", "verifier"))
     if recipe.judges is not None:
-        _judge_checks(reader, recipe)
+        judge_checks(reader, recipe)
 
 
 def _rollout_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...]) -> None:
@@ -44,8 +45,8 @@ def _rollout_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...]) -> N
         reader.fail(("rollouts",), "cannot go with data.mix or data.nat: never tried", "leave one of them out")
 
 
-def _verifier_checks(reader: Reader, verifier: Verifier) -> None:
-    at = ("rollouts", "verifier")
+def verifier_checks(reader: Reader, verifier: Verifier, at: tuple) -> None:
+    """Adds what is wrong with a verifier that is named at `at`."""
     if verifier.name not in VERIFIERS and "." not in verifier.name:
         fix = nearest(verifier.name, VERIFIERS)
         reader.fail((*at, "name"), f"{shorten(verifier.name)!r} is no verifier and no package.function", fix)
@@ -62,7 +63,8 @@ def _verifier_checks(reader: Reader, verifier: Verifier) -> None:
             reader.fail((*at, key), f"is for code, not for {verifier.name}", "leave it out")
 
 
-def _judge_checks(reader: Reader, recipe: Recipe) -> None:
+def judge_checks(reader: Reader, recipe: Recipe) -> None:
+    """Adds what is wrong with the judges that the recipe names."""
     judges = recipe.judges
     if not judges.named() and reader.sound(("judges",)):
         reader.fail(("judges",), "names no judge", "give rollout, prm, llm or function, or leave it out")

@@ -21,6 +21,10 @@ def main(arguments: list[str] | None = None) -> None:
     loaded = recipe.load(arguments[0], arguments[1:])
     if loaded.rollouts is not None:
         raise UserError(arguments[0], "its rows are yet to be sampled", f"align iterate {arguments[0]}")
+    for section in ("degrade", "repair"):
+        if getattr(loaded, section) is not None:
+            fix = f"align negatives {section} {arguments[0]}, then train on what it writes with another recipe"
+            raise UserError(arguments[0], f"its section {section} makes rows, it does not train", fix)
     from align.job import train
 
     train(loaded)
