@@ -4,8 +4,8 @@
 
 Rows with one positive and one negative are flipped at random (10, 20 and 30 %), and looked at by cross-fitted margins
 of the embedded model. Precision: share of planted flips among what is called wrong (guessing has the planted share).
-Recall: share of the planted flips that is called wrong. Beside it the threshold of `align doctor --flips`, whose margins
-are the model's own, not learned. The features are computed once for all shares and seeds, and kept in the folder.
+Recall: share of the planted flips that is called wrong. Beside it the threshold of `align doctor --flips`, on margins
+of the model itself, not learned. The features are computed once for all shares and seeds, and kept in the folder.
 """
 
 from __future__ import annotations

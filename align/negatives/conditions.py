@@ -86,8 +86,6 @@ def degrade(prompt: Prompt, given: str, condition: str, noise: Callable[[str], s
     is_vague = condition in ("both", "instruction")
     made = _of_text if isinstance(prompt, str) else _of_messages
     poor, holds_evidence, form = made(prompt, spoil, is_vague)
-    if poor is None:
-        return None
     kept = given if spoil is None else spoil(given)
     has_all = None if not holds_evidence and not given else spoil is None
     if form == FULL and has_all is not False and condition != "none":
@@ -123,36 +121,35 @@ def _nothing(text: str) -> str:
     return ""
 
 
-def _of_text(text: str, spoil: Callable | None, is_vague: bool) -> tuple[str | None, bool, str]:
-    """(the text under a condition or None, whether it holds evidence, the form of its instruction)."""
+def _of_text(text: str, spoil: Callable | None, is_vague: bool) -> tuple[str, bool, str]:
+    """(the text under a condition, whether it holds evidence, the form of its instruction)."""
     pieces, form = _pieces(text), FULL
     holds_evidence = any(kind == _EVIDENCE for kind, _ in pieces)
     if is_vague:
-        kept = [(kind, _without_clauses(piece) if kind == _ASK else piece) for kind, piece in pieces if kind != _LIMIT]
-        form = VAGUE
-        if kept == pieces:
-            form = TOPIC
-            about = topic(" ".join(piece for kind, piece in pieces if kind == _ASK))
-            if about is None:
-                return None, holds_evidence, FULL
-            first = next(index for index, (kind, _) in enumerate(pieces) if kind == _ASK)
-            kept = [
-                (kind, f"Say something about {about}." if index == first else "" if kind == _ASK else piece)
-                for index, (kind, piece) in enumerate(pieces)
-            ]
-        pieces = kept
+        pieces, form = _vague(pieces)
     if spoil is not None:
         pieces = [(kind, spoil(piece) if kind == _EVIDENCE else piece) for kind, piece in pieces]
     return "".join(piece for _, piece in pieces).strip(), holds_evidence, form
 
 
-def _of_messages(messages: tuple, spoil: Callable | None, is_vague: bool) -> tuple[Prompt | None, bool, str]:
+def _vague(pieces: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], str]:
+    """(the pieces with a vague instruction, its form); as they are where no rule finds anything."""
+    kept = [(kind, _CLAUSE.sub("", piece) if kind == _ASK else piece) for kind, piece in pieces if kind != _LIMIT]
+    if kept != pieces:
+        return kept, VAGUE
+    about = topic(" ".join(piece for kind, piece in pieces if kind == _ASK))
+    if about is None:
+        return pieces, FULL
+    asks = [index for index, (kind, _) in enumerate(pieces) if kind == _ASK]
+    said = {index: "" for index in asks} | {asks[0]: f"Say something about {about}."}
+    return [(kind, said.get(index, piece)) for index, (kind, piece) in enumerate(pieces)], TOPIC
+
+
+def _of_messages(messages: tuple, spoil: Callable | None, is_vague: bool) -> tuple[Prompt, bool, str]:
     """The same of messages. Tools that may be called stay; without evidence the dialogue begins with the last turn."""
     last = _last_user(messages)
     role, content, *more = messages[last]
     text, in_text, form = _of_text(content, spoil, is_vague)
-    if text is None:
-        return None, in_text, form
     before = [one for one in messages[:last] if one[0] != TOOLS]
     after = list(messages[last + 1 :])
     holds_evidence = in_text or bool(before) or any(one[0] == "tool" for one in after)
@@ -198,7 +195,3 @@ def _asking(pieces: Sequence[str], is_sentences: bool) -> set[int]:
     if not marked:
         return {0}
     return set(marked) if is_sentences else {marked[-1]}
-
-
-def _without_clauses(text: str) -> str:
-    return _CLAUSE.sub("", text)

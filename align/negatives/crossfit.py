@@ -7,7 +7,12 @@ over all answers; the probes cost seconds, whatever the number of folds, where t
 run for each. What is lost: the features do not adapt to the rows.
 
 Folds are cut by prompt. Each **copy** has folds of its own, and each of its probes learns from a random four fifths of
-the other folds: copies agree where the finding does not hang on a few rows. `align.data.flips` sets the threshold.
+the other folds: copies agree where the finding does not hang on a few rows.
+
+Margins become probabilities by one scale, fitted to the labels as they are. A pair seen from the other side is an example
+of the class "wrong way round", so one threshold does for both classes: the mean probability of the labels as given. A
+label is called wrong if the contrary is at least as probable as labels are on average. (The threshold of
+`align.data.flips`, for margins without a scale, is the mean of those that agree: it finds at most about half.)
 """
 
 from __future__ import annotations
@@ -16,8 +21,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-
-from align.data.flips import likely_flipped
 
 _SUBSAMPLE = 0.8
 _STRENGTHS = 10.0 ** np.arange(-4, 2.5, 0.5)  # of the ridge, times the mean square of the singular values
@@ -28,7 +31,7 @@ class Found(NamedTuple):
 
     margins: np.ndarray  # (U,) mean over copies, in units of the target: 1 as labelled, -1 the other way round
     doubts: np.ndarray  # (U,) share of the copies that call the label wrong
-    thresholds: np.ndarray  # (copies,)
+    thresholds: np.ndarray  # (copies,) mean probability of the labels as given
 
 
 def margins(differences: np.ndarray, prompts: Sequence[str], *, folds: int, copies: int, seed: int) -> Found:
@@ -50,11 +53,28 @@ def margins(differences: np.ndarray, prompts: Sequence[str], *, folds: int, copi
             chosen = ~held_out & (draw.random(len(names)) < _SUBSAMPLE)[index]
             if held_out.any():
                 found[copy, held_out] = _probe(differences[chosen], differences[held_out])
-    marks, thresholds = np.zeros_like(found, dtype=bool), np.zeros(copies)
-    for copy, own in enumerate(found):
-        flipped, thresholds[copy] = likely_flipped(own)
-        marks[copy, flipped] = True
-    return Found(found.mean(0), marks.mean(0), thresholds)
+    marks, thresholds = zip(*(_called_wrong(own) for own in found), strict=True)
+    return Found(found.mean(0), np.mean(marks, 0), np.array(thresholds))
+
+
+def _called_wrong(margins: np.ndarray) -> tuple[np.ndarray, float]:
+    """((U,) bool: whose label is called wrong, the threshold): confident learning on calibrated margins."""
+    right = 1 / (1 + np.exp(-_scale(margins) * margins))  # (U,) probability that the label is right
+    threshold = float(right.mean())
+    return (1 - right >= threshold) & (margins < 0), threshold
+
+
+def _scale(margins: np.ndarray) -> float:
+    """The factor of a logistic model of the labels, at least 0: sum of log sigmoid(factor * margin) is greatest."""
+    factor = 0.0
+    for _ in range(50):  # Newton's method on a concave function
+        wrong = 1 / (1 + np.exp(factor * margins))
+        curvature = float((margins**2 * wrong * (1 - wrong)).sum()) + 1e-9
+        step = float((margins * wrong).sum()) / curvature
+        factor = max(0.0, factor + float(np.clip(step, -5, 5)))
+        if abs(step) < 1e-6:
+            break
+    return factor
 
 
 def _probe(learned: np.ndarray, asked: np.ndarray) -> np.ndarray:

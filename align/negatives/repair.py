@@ -10,7 +10,8 @@ written down. Of those that remain, `repair.action` says what becomes of them:
 * `reweight`: weights are multiplied by the share of copies that trust the label, of all pairs that any copy doubts.
 
 People have the last word, in the audit file (`audit.py`). A model that prefers bad answers for reasons of its own calls
-right labels wrong: with weak features most of what is found is not wrong. Look before you drop.
+right labels wrong, and where margins agree with few of the labels (`labels_agreed`), most of what they call wrong is
+not. Look before you drop.
 """
 
 from __future__ import annotations
@@ -114,11 +115,12 @@ def mended(example: Example, made: Sequence[dict | None], doing: dict[int, tuple
     return row | {"responses": left} if left else None
 
 
-def tally(findings: Sequence[Finding], actions: dict[str, str]) -> dict[str, int]:
-    """How many pairs there are, were suspected, and became what."""
+def tally(findings: Sequence[Finding], actions: dict[str, str]) -> dict[str, float]:
+    """How many pairs there are, were suspected, and became what; with how many labels margins agree."""
     done = Counter(action for action in actions.values() if action != KEEP)
-    suspects = sum(one.is_suspect for one in findings)
-    return {"pairs": len(findings), "suspects": suspects, **dict(sorted(done.items()))}
+    suspects, margins = sum(one.is_suspect for one in findings), [one.evidence.get("margin") for one in findings]
+    agreed = {} if None in margins else {"labels_agreed": round(sum(one > 0 for one in margins) / len(margins), 3)}
+    return {"pairs": len(findings), **agreed, "suspects": suspects, **dict(sorted(done.items()))}
 
 
 def _change(row: dict, response: Response, action: str, finding: Finding, *, is_pair: bool) -> None:
