@@ -169,10 +169,10 @@ def _last_user(messages: tuple) -> int:
 def _pieces(text: str) -> list[tuple[str, str]]:
     """(kind, piece) whose pieces together are the text."""
     ways = (_breaks(text, r"\n\s*\n\s*"), _breaks(text, r"\n+\s*"), segment(text, "sentences"))
-    ends = next((way for way in ways if len(way) > 1), (len(text),))
-    is_sentences = ends == ways[2]
-    cuts = [text[begin:end] for begin, end in zip((0, *ends), ends, strict=False)] or [text]
-    asks = _asking(cuts, is_sentences)
+    chosen = next((number for number, way in enumerate(ways) if len(way) > 1), 2)
+    ends = ways[chosen] or (len(text),)
+    cuts = [text[begin:end] for begin, end in zip((0, *ends), ends, strict=False)]
+    asks = _asking(cuts, is_sentences=chosen == 2)
     return [
         (_ASK if index in asks else _LIMIT if _LIMITS.search(piece) and len(piece) < 200 else _EVIDENCE, piece)
         for index, piece in enumerate(cuts)
@@ -184,7 +184,7 @@ def _breaks(text: str, pattern: str) -> tuple[int, ...]:
     return (*ends, len(text))
 
 
-def _asking(pieces: Sequence[str], is_sentences: bool) -> set[int]:
+def _asking(pieces: Sequence[str], *, is_sentences: bool) -> set[int]:
     """The indices of the pieces that ask."""
     labelled = [index for index, piece in enumerate(pieces) if _LABEL.match(piece)]
     if labelled:

@@ -9,9 +9,9 @@ run for each. What is lost: the features do not adapt to the rows.
 Folds are cut by prompt. Each **copy** has folds of its own, and each of its probes learns from a random four fifths of
 the other folds: copies agree where the finding does not hang on a few rows.
 
-Margins become probabilities by one scale, fitted to the labels as they are. A pair seen from the other side is an example
-of the class "wrong way round", so one threshold does for both classes: the mean probability of the labels as given. A
-label is called wrong if the contrary is at least as probable as labels are on average. (The threshold of
+Margins become probabilities by one scale, fitted to the labels as they are. A pair seen from the other side is an
+example of the class "wrong way round", so one threshold does for both classes: the mean probability of the labels as
+given. A label is called wrong if the contrary is at least as probable as labels are on average. (The threshold of
 `align.data.flips`, for margins without a scale, is the mean of those that agree: it finds at most about half.)
 """
 

@@ -75,7 +75,8 @@ def tasks(recipe: Recipe, tokenizer, ledger: Ledger) -> list[Task]:
             prompt = conditions.full(example.prompt, beside)
             yardstick = conditions.degrade(example.prompt, beside, "both", noise)
             whole = dataclasses.replace(example, prompt=prompt, responses=positives)
-            longest = max(len(encode_prompt(tokenizer, one)) for one in (prompt, poor.prompt))
+            asked = encode_prompt(tokenizer, poor.prompt, recipe.sampling.instruction)
+            longest = max(len(encode_prompt(tokenizer, prompt)), len(asked))
             if longest + recipe.sampling.max_new_tokens > recipe.data.max_length:
                 ledger.drop("too long for data.max_length, with sampling.max_new_tokens", example.place)
             else:
@@ -98,7 +99,7 @@ def draw(recipe: Recipe, writer: Policy, wanted: Sequence[Task], path: Path) -> 
             missing = {task.example.key for task in part} - done
             if not missing:
                 continue
-            prompts = [encode_prompt(writer.tokenizer, task.poor.prompt) for task in part]
+            prompts = [encode_prompt(writer.tokenizer, task.poor.prompt, config.instruction) for task in part]
             names = [f"{recipe.train.seed}/degrade/{task.example.key}" for task in part]  # alike for all conditions
             drawn = sampling.draw(writer.model, writer.tokenizer, prompts, names, config, config.k)
             rows = [_row(writer, task, answers, stops) for task, answers in zip(part, drawn, strict=True)]
@@ -134,12 +135,14 @@ def keep(recipe: Recipe, wanted: Sequence[Task], rows: Sequence[dict], gaps: dic
 
     Raises UserError if none is kept.
     """
-    least = recipe.degrade.gap if recipe.degrade.kept_by != "verifier" else 0.5  # 1: wrong, 0: right
+    least, too_small = recipe.degrade.gap, "gap too small"
+    if recipe.degrade.kept_by == "verifier":
+        least, too_small = 1.0, "right"  # 1: wrong, 0: right
     by_key, found, records = {task.example.key: task for task in wanted}, Counter(), []
     for row in rows:
         task, kept = by_key[row["key"]], []
         for answer, gap in zip(row["answers"], gaps[row["key"]], strict=True):
-            reason = answer["flaw"] or (_UNJUDGED if gap is None else "gap too small" if gap < least else None)
+            reason = answer["flaw"] or (_UNJUDGED if gap is None else too_small if gap < least else None)
             found[reason or "kept"] += 1
             if reason is None:
                 made = _made(recipe, task, gap)
