@@ -8,12 +8,14 @@ import pytest
 
 from align import iterate, recipe, rollouts
 from align.data.examples import Example, Response
+from align.data.ledger import Ledger
+from align.data.plan import PlannedFeed, StepPlan
 from align.data.tokenize import encode_prompt
 from align.errors import UserError
 from align.negative_options import InContext
 from align.negatives import in_context
 from align.negatives.in_context import Contexts
-from align.negatives.sampling import generate
+from align.negatives.sampling import Sampler, draw, generate
 from align.recipe import Sampling
 from tests import rollout_worlds, tiny
 from tests.rollout_worlds import lines
@@ -78,6 +80,26 @@ def test_too_few_examples_are_told():
         contexts([example(number, "negative") for number in range(20)])
     with pytest.raises(UserError, match="tokens of examples and prompt and 64 of answer are over the model's 128"):
         contexts().encode(tiny.llama(max_position_embeddings=128), TOKENIZER, ROWS[0])
+
+
+def test_samples_of_a_training_run_are_drawn_behind_examples_and_scored_without(tmp_path):
+    row = tiny.row(ROWS[0].prompt, negatives=["bad"], encoder=TOKENIZER)
+    config = Sampling(k=2, max_new_tokens=8, in_context=InContext(analysis=4, characters=20))
+    plan = StepPlan([1.0], prompts_per_step=1, epochs=1, max_steps=1, seed=0)
+    made = Sampler(
+        PlannedFeed([row], plan), TOKENIZER, config, contexts=Contexts(config, ROWS, 0), seed=0, max_length=512,
+        folder=tmp_path, ledger=Ledger(), equal_calls=False,
+    )  # fmt: skip
+    model = tiny.llama(initializer_range=0.25)
+    made.prepare(model, 0)
+    shown = made.contexts.instruction(row.example.key)
+    (drawn,) = draw(
+        model, TOKENIZER, [encode_prompt(TOKENIZER, row.example.prompt, shown)], [f"0/0/{row.example.key}"], config, 2
+    )
+    assert made.drawn[row.example.key] == [ids for ids, _ in drawn]
+    scored = made.with_samples(row)
+    assert scored is not None and scored.prompt_ids == row.prompt_ids
+    assert json.loads((tmp_path / "round-0.in_context.json").read_text()) == made.contexts.describe()
 
 
 def test_roll_outs_are_sampled_with_examples_and_written_without(tmp_path):

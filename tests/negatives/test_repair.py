@@ -230,7 +230,11 @@ def test_what_is_told(world, tmp_path):
     row = json.dumps({"prompt": "Q", "chosen": "same", "rejected": "same"}) + "\n"
     equal.write_text(row * 25)
     alone.write_text(json.dumps({"prompt": "Q", "negatives": ["x"], "positives": []}) + "\n")
-    state = f"output={tmp_path / 'state'}"
+    state, out = f"output={tmp_path / 'state'}", tmp_path / "out.jsonl"
+    unreachable = "judges={llm: {url: http://127.0.0.1:9, model: m, retries: 0, requests_per_minute: 6000}}"
+    with pytest.raises(UserError, match=r"judges.llm: http://127.0.0.1:9 gave no usable reply on 5 answers in a row"):
+        repaired(world, out, "repair={suspects: all, cascade: [llm]}", unreachable, state)
+    assert not out.exists()
     for file, message in ((few, "5 pairs are too few"), (equal, "all pairs are equal"), (alone, "needs pairs")):
         with pytest.raises(UserError, match=message):
-            repaired(world, tmp_path / "out.jsonl", f"data.sources=[{file}]", state)
+            repaired(world, out, f"data.sources=[{file}]", state)
