@@ -227,10 +227,9 @@ def _made(recipe: Recipe, task: Task, gap: float) -> dict:
 def _drawn_by(recipe: Recipe, writer: Policy, wanted: Sequence[Task]) -> dict:
     return {
         "align": align.__version__, "model": writer.path, "weights_sha256": writer.weights_sha256,
-        "precision": precision.choose(recipe.train.precision).name, "prompts": len(wanted),
+        "precision": precision.choose(recipe.train.precision).name, "condition": recipe.degrade.condition,
+        "seed": recipe.train.seed, "sampling": dataclasses.asdict(recipe.sampling), "prompts": len(wanted),
         "prompts_sha256": _digest([[task.example.key, task.poor.prompt] for task in wanted]),
-        "condition": recipe.degrade.condition, "seed": recipe.train.seed,
-        "sampling": dataclasses.asdict(recipe.sampling),
     }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def world(tmp_path_factory) -> Path:
         model.save_pretrained(folder / name)
         tiny.tokenizer().save_pretrained(folder / name)
     rows = [
-        {"prompt": f"Cat {n} ate {n} fish. How many fish?", "positives": [f"It ate {n}."], "negatives": ["7"],
+        {"prompt": f"Cat {n} ate {n} fish. How many fish?", "positives": [f"It ate {n}."], "negatives": ["own negative"],
          "meta": {"fact": f"Cats eat {n}."}}
         for n in range(9)
     ]  # fmt: skip
@@ -59,7 +59,9 @@ def test_records_have_the_full_prompt_and_say_how_negatives_were_made(world, tmp
     kept = sum(gap is not None and gap >= 0 for own in found.values() for gap in own)
     assert 0 < kept == sum(len(row["responses"]) - 1 for row in rows)
     for row in rows:
-        assert "fish. How many fish?" in row["prompt"] and "7" not in [one["text"] for one in row["responses"]]
+        assert "fish. How many fish?" in row["prompt"] and "own negative" not in [
+            one["text"] for one in row["responses"]
+        ]
         first, *negatives = row["responses"]
         assert first["role"] == "positive"
         for one in negatives:
