@@ -37,7 +37,7 @@ def world(tmp_path_factory) -> Path:
         model.save_pretrained(folder / name)
         tiny.tokenizer().save_pretrained(folder / name)
     rows = [
-        {"prompt": f"Cat {n} ate {n} fish. How many fish?", "positives": [f"It ate {n}."], "negatives": ["own negative"],
+        {"prompt": f"Cat {n} ate {n} fish. How many fish?", "positives": [f"It ate {n}."], "negatives": ["own"],
          "meta": {"fact": f"Cats eat {n}."}}
         for n in range(9)
     ]  # fmt: skip
