@@ -46,7 +46,16 @@ def _parser() -> _Parser:
     train.add_argument("overrides", nargs="*", metavar="key=value")
     train.set_defaults(run=_train)
     for add in (
-        _add_doctor, _add_preview, _add_ref, _add_evaluate, _add_report, _add_rollouts, _add_merge, _add_repair, _add_mine,
+        _add_doctor,
+        _add_preview,
+        _add_ref,
+        _add_evaluate,
+        _add_report,
+        _add_rollouts,
+        _add_merge,
+        _add_repair,
+        _add_mine,
+        _add_negatives,
     ):
         add(commands)
     what = "print a script that completes the words of align in a shell"
@@ -263,6 +272,33 @@ def _add_mine(commands) -> None:
     mine.add_argument("recipe", metavar="RECIPE")
     mine.add_argument("overrides", nargs="*", metavar="key=value")
     mine.set_defaults(run=_mine)
+
+
+def _add_negatives(commands) -> None:
+    negatives = commands.add_parser("negatives", help="make negatives, and repair those that are none")
+    actions = negatives.add_subparsers(dest="action", metavar="ACTION", required=True)
+    what = "let the policy, or a weaker model, answer with less to go by; keep what is really worse than the positives"
+    degrade = actions.add_parser("degrade", help=what, description=f"{what}. Killed, it goes on where it was.")
+    degrade.set_defaults(run=_degrade)
+    what = "find negatives that are right and pairs labelled the wrong way round, and mend them"
+    repair = actions.add_parser("repair", help=what, description=f"{what}. Killed, it goes on where it was.")
+    repair.add_argument("--out", required=True, metavar="OUT.jsonl", help="the rows, mended; what to look at beside it")
+    repair.set_defaults(run=_repair)
+    for action in (degrade, repair):
+        action.add_argument("recipe", metavar="RECIPE")
+        action.add_argument("overrides", nargs="*", metavar="key=value")
+
+
+def _degrade(given: argparse.Namespace) -> None:
+    from align.negatives import degrade_command
+
+    degrade_command.main(given)
+
+
+def _repair(given: argparse.Namespace) -> None:
+    from align.negatives import repair_command
+
+    repair_command.main(given)
 
 
 def _count(text: str) -> int:

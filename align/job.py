@@ -34,6 +34,7 @@ from align.evaluation.before_after import BeforeAfter
 from align.evaluation.heldout import HeldOut
 from align.guard import ProbeLayout, StartCheck, must_agree
 from align.interruption import EndBehindStep
+from align.negatives import in_context
 from align.negatives.sampling import Sampler
 from align.objectives import POSITIVE, Objective
 from align.precision import BF16
@@ -232,8 +233,9 @@ def plan_steps(recipe: Recipe, rows: Rows | Streams, tokenizer, run: RunFolder, 
     feed, sampler = rows.feed(recipe), None
     if "samples" in objective.needs:
         sampler = Sampler(
-            feed, tokenizer, recipe.sampling, seed=options.seed, max_length=recipe.data.max_length,
-            folder=run.samples, ledger=rows.ledger, equal_calls=is_deepspeed_zero3_enabled(),
+            feed, tokenizer, recipe.sampling, contexts=in_context.load(recipe), seed=options.seed,
+            max_length=recipe.data.max_length, folder=run.samples, ledger=rows.ledger,
+            equal_calls=is_deepspeed_zero3_enabled(),
         )  # fmt: skip
     steps = Steps(
         feed, sampler, retain=rows.retain_feed(recipe, len(feed)), wants_mismatched="mismatched" in objective.needs,

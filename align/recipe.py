@@ -14,6 +14,7 @@ from align.data import sources
 from align.data.layout import ALL, AUTO, CHEAP, NONE, PACKED, PADDED
 from align.errors import UserError, UserErrors, shorten
 from align.mining_options import Mining
+from align.negative_options import Degrade, InContext, Repair
 from align.recipe_checks import training_argument_names as training_argument_names
 from align.rollout_options import Judges, Rollouts, WarmStart
 from align.schema import Reader, nearest, option
@@ -127,6 +128,7 @@ class Sampling:
     max_new_tokens: int = option(64, ge=1, doc="Longest sample, in tokens.")
     every: int = option(0, ge=0, doc="Steps between draws from the current policy; 0 draws once, before training.")
     instruction: str | None = option(None, doc="System prompt for sampling only; scoring uses the bare prompt.")
+    in_context: InContext | None = option(None, doc="Examples in the prompt for sampling only; null: none.")
     batch_size: int = option(48, ge=1, doc="Samples generated at once on a device.")
 
 
@@ -185,6 +187,8 @@ class Recipe:
     rollouts: Rollouts | None = option(None, doc="align iterate: data.sources are prompts to sample from; null: rows.")
     judges: Judges | None = option(None, doc="Judges of the steps of wrong roll-outs; null: steps are not judged.")
     mining: Mining | None = option(None, doc="align mine: negatives are chosen among candidates; null: none are.")
+    degrade: Degrade | None = option(None, doc="Negatives that are written under poorer conditions; null: none.")
+    repair: Repair | None = option(None, doc="Looks for labels that are wrong, and mends them; null: nothing.")
     objective: dict = option(doc="name, and the objective's hyper-parameters.")
     train: Train = option(Train, doc="Optimisation.")
     eval: Eval = option(Eval, doc="Held-out measurements.")
@@ -195,13 +199,18 @@ class Recipe:
         parameters = dict(self.objective)
         return objectives.load(parameters.pop("name"))(**parameters)
 
+    @property
+    def samples_ahead(self) -> bool:
+        """Whether answers are sampled before anything is trained, whatever the objective needs."""
+        return self.rollouts is not None or self.degrade is not None
+
     def to_yaml(self) -> str:
         """Every value that the run uses, resolved: what the run folder keeps as `recipe.yaml`."""
         needs, data = self.build_objective().needs, dataclasses.asdict(self)
         for section, asked in recipe_checks.SECTION_NEEDS.items():
-            if not asked & set(needs) and not (section == "sampling" and self.rollouts):
+            if not asked & set(needs) and not (section == "sampling" and self.samples_ahead):
                 del data[section]  # `load` refuses sections that the objective does not use
-        for section in ("warm_start", "rollouts", "judges", "mining"):
+        for section in ("warm_start", "rollouts", "judges", "mining", "degrade", "repair"):
             if data[section] is None:
                 del data[section]
         if not self.retain.sources and not self.retain.positives:

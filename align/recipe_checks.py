@@ -10,7 +10,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align import adapter_heads, mining_checks, objectives, rollout_checks
+from align import adapter_heads, mining_checks, negative_checks, objectives, rollout_checks
 from align.data import sources, supply
 from align.errors import UserError, shorten
 from align.models import check_path
@@ -67,7 +67,8 @@ def check(reader: Reader, recipe: Recipe, needs: tuple[str, ...], roles: set[int
     _feed_checks(reader, recipe, needs, data)
     rollout_checks.check(reader, recipe, needs)
     mining_checks.check(reader, recipe)
-    if "samples" not in needs and data.get("sampling") and recipe.rollouts is None:
+    negative_checks.check(reader, recipe, data)
+    if "samples" not in needs and data.get("sampling") and not recipe.samples_ahead:
         what = f"objective {recipe.objective['name']!r} uses no samples"
         reader.fail(("sampling",), what, "leave the section out")
     problem = check_path(recipe.model.path)
@@ -206,7 +207,7 @@ def _feed_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: d
 
 def _supply_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], roles: set[int]) -> None:
     """Whether the rows can supply what the objective needs, as far as a look at the first ones tells."""
-    if set(needs) == set(objectives.NEEDS) or recipe.rollouts is not None or recipe.mining is not None:
+    if set(needs) == set(objectives.NEEDS) or recipe.samples_ahead or recipe.mining is not None:
         return  # nobody knows what the objective needs, or the rows are yet to be sampled or chosen
     asked = set(needs) - ({"behavior"} if recipe.reference.behavior else set())
     if "heads" in needs:  # each head must have something to learn from

@@ -24,14 +24,15 @@ def check(reader: Reader, recipe: Recipe, needs: tuple[str, ...]) -> None:
         if problem:
             reader.fail(("warm_start", "path"), *problem)
     if recipe.rollouts is None:
-        for section in ("warm_start", "judges"):
+        whole_answers = recipe.degrade is not None or recipe.repair is not None  # they are checked with those
+        for section in ("warm_start",) if whole_answers else ("warm_start", "judges"):
             if getattr(recipe, section) is not None:
                 reader.fail((section,), "is for roll-outs, and there are none", "add rollouts, or leave it out")
         return
     _rollout_checks(reader, recipe, needs)
     verifier_checks(reader, recipe.rollouts.verifier, ("rollouts", "verifier"))
     if recipe.judges is not None:
-        _judge_checks(reader, recipe)
+        judge_checks(reader, recipe)
 
 
 def _rollout_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...]) -> None:
@@ -62,7 +63,8 @@ def verifier_checks(reader: Reader, verifier: Verifier, at: tuple) -> None:
             reader.fail((*at, key), f"is for code, not for {verifier.name}", "leave it out")
 
 
-def _judge_checks(reader: Reader, recipe: Recipe) -> None:
+def judge_checks(reader: Reader, recipe: Recipe) -> None:
+    """Adds what is wrong with the judges that the recipe names."""
     judges = recipe.judges
     if not judges.named() and reader.sound(("judges",)):
         reader.fail(("judges",), "names no judge", "give rollout, prm, llm or function, or leave it out")

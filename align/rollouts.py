@@ -26,8 +26,10 @@ from align.data.tokenize import encode_prompt
 from align.errors import UserError
 from align.judges import Answer, Judge, consensus, sandbox, verifiers
 from align.judges.segment import segment
-from align.negatives import sampling
+from align.negatives import in_context, sampling
+from align.negatives.in_context import Contexts
 from align.recipe import Recipe
+from align.run import write_json
 from align.stage import Stage, sha256_of
 
 REWARDS = {"positive": 1.0, "negative": -1.0}
@@ -57,7 +59,7 @@ def load_policy(recipe: Recipe, path: str) -> Policy:
 
 def train_prompts(recipe: Recipe, number: int, ledger: Ledger) -> list[Example]:
     """The prompts of round `number`: all, or another part of the training rows in each round, over and over."""
-    found, wanted = _examples(recipe, held_out=False, ledger=ledger), recipe.rollouts.prompts
+    found, wanted = examples_of(recipe, held_out=False, ledger=ledger), recipe.rollouts.prompts
     if wanted is None or wanted >= len(found):
         return found
     return [found[(number * wanted + index) % len(found)] for index in range(wanted)]
@@ -65,13 +67,13 @@ def train_prompts(recipe: Recipe, number: int, ledger: Ledger) -> list[Example]:
 
 def held_out_prompts(recipe: Recipe, ledger: Ledger) -> list[Example]:
     """The first `rollouts.held_out` prompts that nothing is trained on."""
-    found = _examples(recipe, held_out=True, ledger=ledger)[: recipe.rollouts.held_out]
+    found = examples_of(recipe, held_out=True, ledger=ledger)[: recipe.rollouts.held_out]
     if recipe.rollouts.held_out and not found:
         raise UserError("rollouts.held_out", "no prompt is held out", "give eval.sources, or eval.holdout above 0")
     return found
 
 
-def _examples(recipe: Recipe, *, held_out: bool, ledger: Ledger) -> list[Example]:
+def examples_of(recipe: Recipe, *, held_out: bool, ledger: Ledger) -> list[Example]:
     """Prompts with what is right, each once, in an order that the seed decides."""
     named = recipe.eval.sources if held_out else recipe.data.sources
     found: dict[str, Example] = {}
@@ -98,7 +100,10 @@ def sample(
     `name` and the seed decide what is drawn. Batches are made up the same way whenever a run is gone on with.
     """
     config, verify = recipe.sampling, verifiers.load(recipe.rollouts.verifier)
-    stage = Stage(path, _sampled_by(recipe, policy, examples, name))
+    stage, contexts = Stage(path, _sampled_by(recipe, policy, examples, name)), in_context.load(recipe)
+    made = {"made": {"by": "in_context"}} if contexts.blocks else {}
+    if not stage.finished:
+        _keep_contexts(contexts, policy, path)
     done, per_call = {row["key"] for row in stage.rows}, max(1, config.batch_size // config.k)
     with tqdm(total=len(examples), initial=len(done), desc=title, unit="prompt") as bar:
         for start in range(0, len(examples), per_call):
@@ -106,12 +111,12 @@ def sample(
             missing = [example for example in part if example.key not in done]
             if not missing:
                 continue
-            prompts = [_prompt_ids(recipe, policy, example) for example in part]
+            prompts = [_prompt_ids(recipe, policy, example, contexts) for example in part]
             names = [f"{recipe.train.seed}/{name}/{example.key}" for example in part]
             drawn = sampling.draw(policy.model, policy.tokenizer, prompts, names, config, config.k)
             stops = sampling.stop_ids(policy.model, policy.tokenizer)
             rows = {
-                example.key: _row(example, [_response(policy, verify, example, *one, stops) for one in answers])
+                example.key: _row(example, [_response(policy, verify, example, *one, stops) | made for one in answers])
                 for example, answers in zip(part, drawn, strict=True)
             }
             stage.add([rows[example.key] for example in missing])
@@ -122,12 +127,19 @@ def sample(
     return stage.rows
 
 
-def _prompt_ids(recipe: Recipe, policy: Policy, example: Example) -> list[int]:
-    ids = encode_prompt(policy.tokenizer, example.prompt, recipe.sampling.instruction)
+def _keep_contexts(contexts: Contexts, policy: Policy, path: Path) -> None:
+    """What is shown while sampling, examples and analyses, is kept beside the answers."""
+    contexts.analyse(policy.model, policy.tokenizer)
+    if contexts.blocks:
+        write_json(path.with_suffix(".in_context.json"), contexts.describe())
+
+
+def _prompt_ids(recipe: Recipe, policy: Policy, example: Example, contexts: Contexts) -> list[int]:
+    ids = encode_prompt(policy.tokenizer, example.prompt)  # what is scored must fit, not what is shown beside it
     if len(ids) + recipe.sampling.max_new_tokens > recipe.data.max_length:
         what = f"{len(ids)} tokens of prompt and {recipe.sampling.max_new_tokens} of answer are over data.max_length"
         raise UserError(str(example.place), what, "raise data.max_length, or lower sampling.max_new_tokens")
-    return ids
+    return contexts.encode(policy.model, policy.tokenizer, example)
 
 
 def _response(policy: Policy, verify, example: Example, ids: list[int], logps: list[float], stops: set[int]) -> dict:

@@ -21,9 +21,11 @@ def main(arguments: list[str] | None = None) -> None:
     loaded = recipe.load(arguments[0], arguments[1:])
     if loaded.rollouts is not None:
         raise UserError(arguments[0], "its rows are yet to be sampled", f"align iterate {arguments[0]}")
-    if loaded.mining is not None:
-        fix = f"align mine {arguments[0]}, then train with mining=null and data.sources=[OUTPUT/mined.jsonl]"
-        raise UserError(arguments[0], "its section mining chooses rows, it does not train", fix)
+    makers = {"mining": "mine", "degrade": "negatives degrade", "repair": "negatives repair"}
+    for section, command in makers.items():
+        if getattr(loaded, section) is not None:
+            fix = f"align {command} {arguments[0]}, then train on what it writes with another recipe"
+            raise UserError(arguments[0], f"its section {section} makes rows, it does not train", fix)
     from align.job import train
 
     train(loaded)

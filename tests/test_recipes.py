@@ -22,9 +22,10 @@ def test_there_are_recipes():
 def test_recipe_passes_check(path):
     loaded = recipe.load(path)
     first = path.read_text(encoding="utf-8").splitlines()[0]
-    command = "accelerate launch align/train.py" if loaded.rollouts is None else "align iterate"
-    command = command if loaded.mining is None else "align mine"
-    assert re.fullmatch(rf"# {command} recipes/{re.escape(path.name)}( --[a-z]+ \d+)*", first)
+    commands = {"rollouts": "iterate", "mining": "mine", "degrade": "negatives degrade", "repair": "negatives repair"}
+    own = [f"align {command}" for section, command in commands.items() if getattr(loaded, section) is not None]
+    command = own[0] if own else "accelerate launch align/train.py"
+    assert re.fullmatch(rf"# {command} recipes/{re.escape(path.name)}( --[a-z]+ [\w./]+)*", first)
     assert loaded.output == f"runs/{loaded.name}"
 
 

@@ -14,9 +14,15 @@ from align import job, recipe
 from tests.commands import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def makes_rows(loaded: recipe.Recipe) -> bool:
+    """Whether a recipe is for align iterate, align mine or align negatives."""
+    return any(section is not None for section in (loaded.rollouts, loaded.mining, loaded.degrade, loaded.repair))
+
+
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-RECIPES = [path for path in RECIPES if recipe.load(path).rollouts is None]  # others are for align iterate
-RECIPES = [path for path in RECIPES if recipe.load(path).mining is None]  # others are for align mine
+RECIPES = [path for path in RECIPES if not makes_rows(recipe.load(path))]
 STEPS = 4
 
 

@@ -24,12 +24,14 @@ from tqdm import tqdm
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 from align.data.ledger import Ledger
-from align.data.tokenize import TokenizedResponse, TokenizedRow, encode_prompt
+from align.data.tokenize import TokenizedResponse, TokenizedRow
 from align.objectives import SAMPLE
+from align.run import write_json
 from align.scoring.head import causal_lm
 
 if TYPE_CHECKING:
     from align.data.steps import Feed
+    from align.negatives.in_context import Contexts
     from align.recipe import Sampling
 
 
@@ -42,13 +44,14 @@ class Sampler:
         tokenizer,
         config: Sampling,
         *,
+        contexts: Contexts,
         seed: int,
         max_length: int,
         folder: Path,
         ledger: Ledger,
         equal_calls: bool,
     ):
-        self.feed, self.tokenizer, self.config = feed, tokenizer, config
+        self.feed, self.tokenizer, self.config, self.contexts = feed, tokenizer, config, contexts
         self.seed, self.max_length, self.folder, self.ledger = seed, max_length, folder, ledger
         self.equal_calls = equal_calls  # ZeRO-3: every rank must call the model equally often
         self.round: int | None = None
@@ -78,12 +81,12 @@ class Sampler:
     def _filter(self, row: TokenizedRow, *, count: bool) -> list[TokenizedResponse]:
         samples: list[TokenizedResponse] = []
         seen: set[str] = set()
-        unwanted = {_normal(text) for text in row.example.texts("negative")}
+        unwanted = {normal(text) for text in row.example.texts("negative")}
         for ids in self.drawn[row.example.key]:
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
             reason = flaw(ids, text, seen, unwanted)
             if reason is None:
-                seen.add(_normal(text))
+                seen.add(normal(text))
                 room = self.max_length - len(row.prompt_ids)
                 samples.append(TokenizedResponse(tuple(ids[:room]), SAMPLE))
             elif count:
@@ -113,6 +116,9 @@ class Sampler:
             longest = -(-len(rows) // self.state.num_processes)
             calls += [rows[:1]] * (-(-longest // per_call) - len(calls))
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.contexts.analyse(model, self.tokenizer)
+        if self.contexts.blocks and self.state.is_main_process:
+            write_json(self.folder / f"round-{number}.in_context.json", self.contexts.describe())
         drawn: dict[str, list[list[int]]] = {}
         file = self.folder / f"round-{number}.rank{self.state.process_index}.jsonl"
         title, silent = f"sampling {self.config.k} answers a prompt", not self.state.is_main_process
@@ -137,7 +143,7 @@ class Sampler:
         return {"prompt_key": row.example.key, "prompt": row.example.prompt, "samples": texts}
 
     def _generate(self, model, group: list[TokenizedRow], number: int) -> dict[str, list[list[int]]]:
-        prompts = [encode_prompt(self.tokenizer, row.example.prompt, self.config.instruction) for row in group]
+        prompts = [self.contexts.encode(model, self.tokenizer, row.example) for row in group]
         names = [f"{self.seed}/{number}/{row.example.key}" for row in group]
         drawn = draw(model, self.tokenizer, prompts, names, self.config, self.config.k)
         return {row.example.key: [ids for ids, _ in own] for row, own in zip(group, drawn, strict=True)}
@@ -235,9 +241,9 @@ def flaw(ids: list[int], text: str, seen: set[str], unwanted: set[str]) -> str |
         return "empty"
     if is_degenerate(ids):
         return "degenerate"
-    if _normal(text) in unwanted:
+    if normal(text) in unwanted:
         return "equal to a negative"
-    return "duplicate" if _normal(text) in seen else None
+    return "duplicate" if normal(text) in seen else None
 
 
 def is_degenerate(ids: list[int]) -> bool:
@@ -303,7 +309,8 @@ def _until_stop(ids: list[int], stops: set[int]) -> list[int]:
     return ids[:end]
 
 
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
+    """The text as it is compared with others: case and white space do not count."""
     return " ".join(text.lower().split())
 
 

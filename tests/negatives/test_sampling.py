@@ -14,6 +14,7 @@ from align.data.ledger import Ledger
 from align.data.plan import PlannedFeed, StepPlan
 from align.data.tokenize import TokenizedRow, encode_prompt
 from align.negatives import sampling
+from align.negatives.in_context import Contexts
 from align.negatives.sampling import Sampler, flaw, generate, is_degenerate
 from align.objectives import NEGATIVE, SAMPLE
 from align.recipe import Sampling
@@ -48,9 +49,10 @@ def rows(*prompts: str) -> list[TokenizedRow]:
 def sampler(some_rows, folder: Path, *, seed=0, max_length=512, steps=1, equal_calls=False, **options) -> Sampler:
     """One whose steps take all rows each."""
     plan = StepPlan([1.0] * len(some_rows), prompts_per_step=len(some_rows), epochs=1, max_steps=steps, seed=0)
+    config = Sampling(**options)
     return Sampler(
-        PlannedFeed(some_rows, plan), TOKENIZER, Sampling(**options), seed=seed, max_length=max_length, folder=folder,
-        ledger=Ledger(), equal_calls=equal_calls,
+        PlannedFeed(some_rows, plan), TOKENIZER, config, contexts=Contexts(config, [], seed), seed=seed,
+        max_length=max_length, folder=folder, ledger=Ledger(), equal_calls=equal_calls,
     )  # fmt: skip
 
 
@@ -432,9 +434,10 @@ def test_without_every_one_draw_serves_all_steps(model, prompts_forwarded, tmp_p
 def test_a_round_draws_for_its_own_steps_only(model, tmp_path):
     some_rows = rows()
     plan = StepPlan([1.0] * 5, prompts_per_step=1, epochs=1, max_steps=None, seed=0)
+    config = Sampling(every=2, **SMALL)
     made = Sampler(
-        PlannedFeed(some_rows, plan), TOKENIZER, Sampling(every=2, **SMALL), seed=0, max_length=512, folder=tmp_path,
-        ledger=Ledger(), equal_calls=False,
+        PlannedFeed(some_rows, plan), TOKENIZER, config, contexts=Contexts(config, [], 0), seed=0, max_length=512,
+        folder=tmp_path, ledger=Ledger(), equal_calls=False,
     )  # fmt: skip
     for step, steps in ((0, (0, 1)), (2, (2, 3)), (4, (4,))):
         made.prepare(model, step)
