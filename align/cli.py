@@ -45,7 +45,7 @@ def _parser() -> _Parser:
     train.add_argument("recipe", metavar="RECIPE")
     train.add_argument("overrides", nargs="*", metavar="key=value")
     train.set_defaults(run=_train)
-    for add in (_add_doctor, _add_preview, _add_ref, _add_evaluate, _add_rollouts):
+    for add in (_add_doctor, _add_preview, _add_ref, _add_evaluate, _add_rollouts, _add_negatives):
         add(commands)
     return parser
 
@@ -150,6 +150,12 @@ def _add_rollouts(commands) -> None:
         command.add_argument("recipe", metavar="RECIPE")
         command.add_argument("overrides", nargs="*", metavar="key=value")
         command.set_defaults(run=_rollouts)
+
+
+def _add_negatives(commands) -> None:
+    from align.negatives.commands import add
+
+    add(commands)
 
 
 def _count(text: str) -> int:
