@@ -38,6 +38,7 @@ NEIGHBOUR = "neighbour"
 KINDS = (*EDITS, NEIGHBOUR)
 
 BY = "near-miss"
+_ASKS = re.compile(r"\b(?:what|which|who|whom|whose|when|where|why|how)\b")
 LEAST, ALIKE = 0.15, 0.7  # similarity from which on a prompt is a neighbour, and may ask for the same
 SHORT = 12  # words up to which one shared stem makes answers alike
 NEAREST = 10  # neighbours looked at
@@ -73,9 +74,10 @@ class NearMisses:
         self.kinds, self.most, self.seed, self.verify = kinds, most, seed, verify
         self.neighbours = Neighbours(examples) if NEIGHBOUR in kinds else None
         self.good: dict[str, list[str]] = {}  # prompt -> its positives
+        self.asks: dict[str, str] = {}  # prompt -> what it asks for
         for example in examples:
-            known = {*self.good.get(example.key, ()), *(one.text for one in _editable(example))}
-            self.good[example.key] = sorted(known)
+            known = {*self.good.get(example.key, ()), *example.texts("positive")}
+            self.good[example.key], self.asks[example.key] = sorted(known), _question_word(text_of(example.prompt))
         forms = Counter(form for texts in self.good.values() for form in {normal_form(text) for text in texts})
         self.common = {form for form, count in forms.items() if count > 1}  # answers to several prompts
 
@@ -133,10 +135,11 @@ class NearMisses:
 
     def _of_neighbours(self, example: Example) -> Iterator[Candidate]:
         """Good answers to the nearest prompts, but for those that may answer this one."""
+        own = [one.text for one in _editable(example)]
         for similarity, key in self.neighbours.nearest(example.key, NEAREST):
-            if LEAST <= similarity < ALIKE:
+            if own and LEAST <= similarity < ALIKE and self.asks[key] == self.asks[example.key]:
                 for text in self._draw(example, key).sample(self.good[key], len(self.good[key])):
-                    if not self._may_answer(text, example):
+                    if _shape(text) in map(_shape, own) and not self._may_answer(text, example):
                         made = {"by": BY, "kind": NEIGHBOUR, "span": [0, len(text)], "of": key}
                         made |= {"similarity": round(similarity, 3)}
                         yield Candidate(text, (Step(len(text), -1),), made)
@@ -161,6 +164,18 @@ def _edited(text: str, edit: Edit) -> Candidate:
     found = tuple(Step(place, label) for place, label in sorted(ends.items()) if place > 0)
     made = {"by": BY, "kind": edit.kind, "span": [start, end], "was": text[edit.start : edit.end]}
     return Candidate(changed, found, made)
+
+
+def _question_word(prompt: str) -> str:
+    """The word that the last sentence of a prompt asks with; empty if there is none."""
+    found = _ASKS.findall(prompt[prompt.rstrip(" ?.!\n").rfind(".") + 1 :].lower())
+    return found[0] if found else ""
+
+
+def _shape(text: str) -> tuple[int, bool, bool]:
+    """What answers to one question have in common: few words or many, capital, full stop."""
+    length = sum(len(text.split()) > most for most in (2, 6, 25))
+    return length, text[:1].isupper(), text.rstrip()[-1:] in ".!?"
 
 
 def _alike(one: str, other: str) -> bool:

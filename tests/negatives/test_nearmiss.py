@@ -61,7 +61,10 @@ def test_a_verifier_has_the_last_word():
 
 
 def test_kinds_take_turns_and_neighbours_come_last():
-    rows = [example(PROMPT, SOLUTION), example("He walks back 7 miles. How far is he then?", "About a week")]
+    rows = [
+        example(PROMPT, SOLUTION),
+        example("He walks back 7 miles. How far is he then?", "Cats sleep 7*2=14 weeks long each year, all.\nA: 14"),
+    ]
     rows += [example(f"What is {word}?", word) for word in ("tea", "milk")]
     kinds = [json.loads(one.made)["kind"] for one in near_misses(*rows, most=50)]
     assert kinds.count("neighbour") == 1 and kinds[-1] == "neighbour"

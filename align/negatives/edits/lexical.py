@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from random import Random
 
-from align.negatives.edits import WORD, Answer, Edit, exchange, replace, words
+from align.negatives.edits import NEGATED, WORD, Answer, Edit, exchange, replace, words
 
 
 def unit_edits(answer: Answer, draw: Random) -> Iterator[Edit]:
@@ -54,9 +54,10 @@ def opposite_edits(answer: Answer, draw: Random) -> Iterator[Edit]:
 
 _VAGUE = re.compile(r"\b(?:may|might|could|can|sometimes|some|either|or)\b(?:\s+\w+){0,3}\s+$", re.IGNORECASE)
 _NO_QUANTIFIER = re.compile(
-    r"\b(?:not|n't|at|after|above|first of|they|we|you|it's|that's|are|how|as|so|too|very|for|nearly|almost|a)\s+$",
+    r"\b(?:not|n't|at|after|above|of|first|second|other|they|we|you|it's|that's|are|how|as|so|too|very|for|nearly|a)\s+$",
     re.IGNORECASE,
 )
+_FIXED = re.compile(r"\s+(?:caps|right|in particular|special|else|but|about|over|around|along)\b")
 _BEHIND_ALL = re.compile(r"\s+(?:of\b|the\b|these\b|those\b)", re.IGNORECASE)
 
 
@@ -65,7 +66,10 @@ def quantifier_edits(answer: Answer, draw: Random) -> Iterator[Edit]:
     names = sorted(words.QUANTIFIERS, key=len, reverse=True)
     for found in re.finditer(rf"\b(?:{'|'.join(names)})\b", answer.text, re.IGNORECASE):
         word, behind = found[0].lower(), answer.text[found.end() :]
-        if _NO_QUANTIFIER.search(answer.text[: found.start()]):
+        is_negation = NEGATED.fullmatch(word)  # never, nothing, nobody
+        if _NO_QUANTIFIER.search(answer.text[: found.start()]) or _FIXED.match(behind):
+            continue
+        if not is_negation and answer.is_negated(found.start()):
             continue
         new, end = words.QUANTIFIERS[word], found.end()
         if word in ("all", "both"):  # all the X -> none of the X; all X -> no X

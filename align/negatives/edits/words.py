@@ -20,9 +20,9 @@ eastern western | north south | east west | top bottom | minimum maximum | attra
 expand contract | expands contracts | rises falls | rising falling | gains loses | gained lost | bought sold | win lose
 wins loses | won lost | full empty | wet dry | alive dead | male female | man woman | men women | boy girl | boys girls
 husband wife | mother father | brother sister | sons daughters | son daughter | uncle aunt | king queen
-chemical physical | renewable nonrenewable | predator prey | predators prey | producers consumers | producer consumer
+renewable nonrenewable | predator prey | predators prey | producers consumers | producer consumer
 conductor insulator | conductors insulators | metals nonmetals | metal nonmetal | dominant recessive
-inherited learned | kinetic potential | visible invisible | permanent temporary
+inherited learned | visible invisible | permanent temporary
 public private | early late | earlier later | arrive leave | arrives leaves | accept reject | accepted rejected
 allowed forbidden | guilty innocent | rough smooth | fresh stale | cheap expensive
 cheaper pricier | rich poor | happy sad | success failure | successful unsuccessful | ancient modern | import export
