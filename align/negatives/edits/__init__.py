@@ -5,9 +5,11 @@ An edit that does not make it wrong after all is refused later (`align.negatives
 
 from __future__ import annotations
 
+import bisect
 import functools
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 from align.judges.segment import segment
 
@@ -15,6 +17,7 @@ WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)?")
 _KEPT = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|<[^>\n]+>", re.DOTALL)  # code and addresses stay
 
 
+BEFORE = 60  # characters in front of a word that are looked at
 _VOWEL = re.compile(r"[aeio]|u(?!ni|s[ei]|ra)", re.IGNORECASE)  # an hour is not among our words
 NEGATED = re.compile(
     r"\b(?:not|no|never|none|nothing|nobody|neither|nor|without|cannot|hardly|unless)\b|n['’]t\b", re.IGNORECASE
@@ -41,10 +44,11 @@ class Edit:
 
 
 @functools.lru_cache(maxsize=64)
-def sentences_of(text: str) -> list[tuple[int, int]]:
-    """(start, end) of each sentence or line."""
+def _cut(text: str) -> tuple[list[int], list[bool], list[tuple[int, int]]]:
+    """The end of each sentence or line, whether it says no, and (start, end) of code and addresses."""
     ends = sorted({*segment(text, "sentences"), *segment(text, "lines")})
-    return list(zip([0, *ends], ends, strict=False))
+    negated = [NEGATED.search(text, *span) is not None for span in pairwise([0, *ends])]
+    return ends, negated, [found.span() for found in _KEPT.finditer(text)]
 
 
 @dataclass(frozen=True)
@@ -57,18 +61,26 @@ class Answer:
 
     def sentences(self) -> list[tuple[int, int]]:
         """(start, end) of each sentence or line."""
-        return sentences_of(self.text)
+        return list(pairwise([0, *_cut(self.text)[0]]))
 
     def sentence_at(self, place: int) -> tuple[int, int]:
-        return next((one for one in self.sentences() if one[0] <= place < one[1]), (0, len(self.text)))
+        ends = _cut(self.text)[0]
+        index = bisect.bisect_right(ends, place)
+        return (ends[index - 1] if index else 0), (ends[index] if index < len(ends) else len(self.text))
+
+    def before(self, place: int) -> str:
+        """What stands in front of a place, as far as it may matter to a word there."""
+        return self.text[max(0, place - BEFORE) : place]
 
     def is_negated(self, place: int) -> bool:
         """Whether the sentence around a place says no: with another thing in it, it is often as true as before."""
-        return NEGATED.search(self.text, *self.sentence_at(place)) is not None
+        ends, negated, _ = _cut(self.text)
+        index = bisect.bisect_right(ends, place)
+        return index < len(ends) and negated[index]
 
     def is_free(self, start: int, end: int) -> bool:
         """Whether a part lies outside of code and addresses."""
-        return not any(found.start() < end and start < found.end() for found in _KEPT.finditer(self.text))
+        return not any(first < end and start < last for first, last in _cut(self.text)[2])
 
 
 def replace(answer: Answer, kind: str, start: int, end: int, new: str) -> Edit:
@@ -76,10 +88,11 @@ def replace(answer: Answer, kind: str, start: int, end: int, new: str) -> Edit:
     old = answer.text[start:end]
     if old[:1].isupper() and not old.isupper():
         new = new[:1].upper() + new[1:]
-    article = re.search(r"\b(an?)\s+$", answer.text[:start], re.IGNORECASE)
+    article = re.search(r"\b(an?)\s+$", answer.before(start), re.IGNORECASE)
     if article and (_VOWEL.match(old) is None) != (_VOWEL.match(new) is None):
         fitting = article[1][0] + ("n" if _VOWEL.match(new) else "")
-        new, start = fitting + answer.text[article.end(1) : start] + new, article.start(1)
+        first = start - len(article[0])
+        new, start = fitting + answer.text[first + len(article[1]) : start] + new, first
     return Edit(kind, start, end, ((start, end, new),))
 
 

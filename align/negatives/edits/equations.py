@@ -15,11 +15,13 @@ from random import Random
 
 from align.negatives.edits import Answer, Edit
 
-NUMBER = re.compile(r"(?<![\w.])(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?![\d]|\.\d)")
+_DIGITS = r"(?:(?:\d{1,3}(?:,\d{3}){1,4}|\d{1,15})(?:\.\d{1,12})?|\.\d{1,12})"
+NUMBER = re.compile(rf"(?<![\w.]){_DIGITS}(?!\d|\.\d|,\d{{3}})")
 _SIGN = re.compile(r"\s*([-+*/x×÷−])\s*")
-_UNIT = r"(?:[ ]?(?!x\b)[A-Za-z][A-Za-z/]*){0,3}"  # apples, dollars a day
-_TERM = rf"\(*\s*\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s?%)?{_UNIT}\s*\)*"
-_EQUATION = re.compile(rf"(?<![\w.=+*/×÷-])({_TERM}(?:\s*[-+*/x×÷−]\s*{_TERM})+)\s*=\s*\$?({NUMBER.pattern})")
+_UNIT = r"(?:[ ]?(?<![A-Za-z/])(?!x\b)[A-Za-z][A-Za-z/]*){0,3}"  # apples, dollars a day
+_TERM = rf"\({{0,4}}\s?\$?{_DIGITS}(?:\s?%)?{_UNIT}\s?\){{0,4}}"
+_EQUATION = re.compile(rf"(?<![\w.=+*/×÷(-])({_TERM}(?:\s*[-+*/x×÷−]\s*{_TERM})+)\s*=\s*\$?({NUMBER.pattern})")
+MANY = 50  # equations from which on a text is a table, not a solution
 MOST = 12  # times as large or small as the right one a result may be
 _OPERATORS = {"x": "*", "×": "*", "÷": "/", "−": "-"}
 _OTHER = {"+": "-*", "-": "+", "*": "+/", "/": "*"}
@@ -45,7 +47,7 @@ def value_of(number: str) -> Fraction:
 
 @functools.lru_cache(maxsize=64)
 def equations_of(text: str) -> tuple[Equation, ...]:
-    """The equations of a text whose two sides are equal, in order."""
+    """The equations of a text whose two sides are equal, in order; none of a text that is nothing but sums."""
     places = {found.start(): index for index, found in enumerate(numbers_of(text))}
     equations = []
     for found in _EQUATION.finditer(text):
@@ -57,7 +59,7 @@ def equations_of(text: str) -> tuple[Equation, ...]:
         value = compute(text[slice(*found.span(1))])
         if value is not None and len(signs) == len(inner) - 1 and value == value_of(found[2]):
             equations.append(equation)
-    return tuple(equations)
+    return tuple(equations) if len(equations) <= MANY else ()
 
 
 def compute(expression: str) -> Fraction | None:

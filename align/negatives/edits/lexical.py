@@ -41,7 +41,7 @@ def opposite_edits(answer: Answer, draw: Random) -> Iterator[Edit]:
     for found in WORD.finditer(answer.text):
         word = found[0]
         new = words.OPPOSITES.get(word.lower())
-        is_vague = _VAGUE.search(answer.text[: found.start()]) or answer.is_negated(found.start())
+        is_vague = _VAGUE.search(answer.before(found.start())) or answer.is_negated(found.start())
         if new and not is_vague and (word.islower() or word.istitle()):
             edit = exchange(answer, "opposite", found, new)
             if edit:
@@ -67,7 +67,7 @@ def quantifier_edits(answer: Answer, draw: Random) -> Iterator[Edit]:
     for found in re.finditer(rf"\b(?:{'|'.join(names)})\b", answer.text, re.IGNORECASE):
         word, behind = found[0].lower(), answer.text[found.end() :]
         is_negation = NEGATED.fullmatch(word)  # never, nothing, nobody
-        if _NO_QUANTIFIER.search(answer.text[: found.start()]) or _FIXED.match(behind):
+        if _NO_QUANTIFIER.search(answer.before(found.start())) or _FIXED.match(behind):
             continue
         if not is_negation and answer.is_negated(found.start()):
             continue

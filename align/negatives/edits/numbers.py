@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from random import Random
 
-from align.negatives.edits import Answer, Edit, replace
+from align.negatives.edits import BEFORE, Answer, Edit, replace
 from align.negatives.edits.equations import NUMBER, equation_edits, equations_of, value_of, written
 from align.negatives.edits.words import NUMBER_WORDS
 
@@ -54,7 +54,7 @@ def _behind(text: str, found: re.Match) -> int:
 def _wrong(answer: Answer, found: re.Match, draw: Random) -> str:
     """Another number in the place of one; empty if it is a label, or part of a name, a date in digits, a version."""
     text, (start, end) = answer.text, found.span()
-    before, behind = text[:start], text[_behind(text, found) :]
+    before, behind = answer.before(start), text[_behind(text, found) :][:BEFORE]
     is_item = _LABEL.search(before) and re.match(r"[.):]", behind)
     if re.fullmatch(r"[12]\d{3}", found[0]) and found[0] in answer.prompt:
         return ""  # the year that was asked about
