@@ -10,7 +10,7 @@ a run, in the order in which one is made:
   align doctor recipes/d2o.yaml          are its rows?
   align preview recipes/d2o.yaml         what does the model see of them?
   accelerate launch align/train.py recipes/d2o.yaml
-  align evaluate runs/d2o --data builtin:pairs
+  align evaluate runs/d2o                what has changed?  runs/d2o/report.html shows it
 
 align COMMAND --help has examples of each. Exit codes: 0 done, 1 it failed or found faults, 2 something you can mend."""
 
@@ -35,12 +35,34 @@ EXAMPLES = {
         "runs/likra --data test.jsonl --tune tune.jsonl --json",
         "runs/likra runs/other --data test.jsonl --curve --plot curve.png",
     ),
+    "report": ("runs/d2o",),
+    "compare": ("runs/dpo runs/npo", "runs/* --out compared.html", "runs/dpo runs/npo --json"),
+    "merge": (
+        "runs/npo --sweep --data test.jsonl",
+        "runs/npo --interpolate 0.6 --out runs/npo-0.6",
+        "runs/npo --interpolate 0.6 --fisher --out runs/npo-0.6",
+    ),
+    "repair": (
+        "runs/dpo --data yesno.jsonl --out runs/repaired",
+        "MODEL --data yesno.jsonl --out runs/repaired --heads 4",
+    ),
+    "mine": ("recipes/mine.yaml", "recipes/mine.yaml mining.keep=2 output=runs/two"),
+    "negatives": ("near-miss good.jsonl --out rows.jsonl", "degrade recipes/degrade.yaml"),
+    "negatives near-miss": (
+        "good.jsonl --out rows.jsonl",
+        "good.jsonl --out rows.jsonl --kinds number,operator --n 3 --verifier numeric",
+    ),
+    "negatives degrade": ("recipes/degrade.yaml", "recipes/degrade.yaml degrade.condition=evidence output=runs/blind"),
+    "negatives repair": ("recipes/repair.yaml --out clean.jsonl",),
     "sample": ("recipes/bcpg_nsa.yaml", "recipes/bcpg_nsa.yaml sampling.k=16 output=runs/more"),
     "judge": ("recipes/bcpg_nsa.yaml", "recipes/bcpg_nsa.yaml --score steps.jsonl --rows 100"),
     "iterate": ("recipes/bcpg_nsa.yaml --rounds 2", "recipes/bcpg_nsa.yaml --seeds 3 output=runs/three"),
     "completion": ("bash > ~/.local/share/bash-completion/completions/align", "zsh > ~/.zfunc/_align"),
 }
-_NAMES_FILES = ("recipe", "recipes", "what", "file", "folder", "runs", "data", "tune", "fix", "html", "plot", "score")
+_NAMES_FILES = (
+    "recipe", "recipes", "what", "file", "folder", "run_folder", "runs", "data", "tune", "fix", "html", "plot", "score",
+    "model", "out", "source",
+)  # fmt: skip
 
 
 def explain(parser: argparse.ArgumentParser) -> None:

@@ -29,6 +29,7 @@ from align.errors import UserError
 from align.evaluation import pass_at_k
 from align.judges import load as judges_load
 from align.recipe import Eval, Recipe, Reference, Sampling, Source, resolve
+from align.recipe_checks import SECTION_NEEDS
 from align.rollouts import Policy, load_policy
 from align.run import write_json, write_text
 
@@ -138,7 +139,7 @@ def _train(recipe: Recipe, objective: dict, policy: str, source: Source, train, 
         recipe,
         model=dataclasses.replace(recipe.model, path=policy),
         data=dataclasses.replace(recipe.data, sources=[source]),
-        reference=recipe.reference if {"reference", "behavior"} & set(own.needs) else Reference(),
+        reference=recipe.reference if SECTION_NEEDS["reference"] & set(own.needs) else Reference(),
         objective=objective, train=dataclasses.replace(train, resume=True),
         sampling=Sampling(), warm_start=None, rollouts=None, judges=None,
         eval=Eval(sources=[], holdout=0.0, generate=0), output=str(run),

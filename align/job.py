@@ -43,9 +43,9 @@ from align.provenance import environment
 from align.recipe import Recipe
 from align.reference import ADAPTER_OFF, References
 from align.reference.ema import RunningMeans
-from align.reference_setup import STORE_OFF, load_references
+from align.reference_setup import STORE_OFF, load_references, load_teacher
 from align.report.writer import ReportWriter
-from align.run import RunFolder, write_json, write_text
+from align.run import HEADS_FILE, RunFolder, write_json, write_text
 from align.scoring import recompute, support
 from align.scoring.head import causal_lm
 from align.scoring.routing import Routing
@@ -84,14 +84,14 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
     references = load_references(recipe, policy, args, start_hash, layout) if has_reference else None
     for store in set(references.stores.values()) if references else ():
         say(f"reference log-probs: {shorten(str(store.folder), 160)}, {store.num_entries:,} responses there")
-    means = running_means(objective, policy)
+    means, teacher = running_means(objective, policy), load_teacher(recipe, objective, policy, args, layout)
     sampler, steps = plan_steps(recipe, rows, tokenizer, run, objective, layout)
     say(rows.summary())
     trainer = AlignTrainer(
         model=policy,
         args=args,
         objective=objective,
-        scorer=Scorer(objective, references, means, recipe.train.seed),
+        scorer=Scorer(objective, references, means, recipe.train.seed, teacher),
         retain=recipe.retain,
         steps=steps,
         run=run,
@@ -334,5 +334,5 @@ def how_to_use(recipe: Recipe, objective: Objective) -> dict[str, str]:
     if recipe.data.nat:
         notes["prompt_prefix.txt"] = inference_label(recipe.data.nat) + "\n"
     if objective.adapters:
-        notes[likelihood_ratio.DESCRIPTION] = likelihood_ratio.describe(recipe.model, list(objective.adapters.values()))
+        notes[HEADS_FILE] = likelihood_ratio.describe(recipe.model, list(objective.adapters.values()))
     return notes

@@ -32,6 +32,7 @@ from align.errors import UserError, shorten
 from align.negatives.sampling import generate
 from align.objectives import NEGATIVE, POSITIVE
 from align.objectives.likra import HEADS
+from align.run import HEADS_FILE, find_heads
 from align.scoring.answers import Head, answer_logps, layout_for
 from align.scoring.head import causal_lm
 from align.scoring.routing import Routing, routing_of
@@ -39,7 +40,6 @@ from align.scoring.routing import Routing, routing_of
 if TYPE_CHECKING:
     from align.recipe import Model
 
-DESCRIPTION = "likelihood_ratio.json"
 TOKENS_AT_ONCE = 4096
 
 
@@ -49,12 +49,6 @@ def describe(model: Model, heads: list[str]) -> str:
     base = str(path.resolve()) if path.exists() else model.path
     weights = {"positive_weight": 1.0, "negative_weight": 1.0 if HEADS[NEGATIVE] in heads else 0.0}
     return json.dumps({"model": {"path": base, "revision": model.revision}, "heads": heads, **weights}, indent=2) + "\n"
-
-
-def find(folder: str | Path) -> Path | None:
-    """Where the description lies: in a folder of weights, or the final/ of a run folder; None if it is neither."""
-    places = [Path(folder) / DESCRIPTION, Path(folder) / "final" / DESCRIPTION]
-    return next((place for place in places if place.is_file()), None)
 
 
 class LikelihoodRatioModel:
@@ -77,11 +71,11 @@ class LikelihoodRatioModel:
         """
         from align.recipe import Model as Place
 
-        file = find(folder)
+        file = find_heads(folder)
         if file is None:
-            what = f"there is no {DESCRIPTION}, neither here nor in final/"
+            what = f"there is no {HEADS_FILE}, neither here nor in final/"
             raise UserError(shorten(str(folder), 160), what, "name the folder of a finished run of the objective likra")
-        given = _read(file)
+        given = read_description(file)
         model = model or Place(**given["model"])
         in_bf16 = precision.choose(arithmetic).name == precision.BF16
         base = models.load_model(model, dtype=torch.bfloat16 if in_bf16 else torch.float32)
@@ -205,7 +199,7 @@ class LikelihoodRatioProcessor(LogitsProcessor):
         return ratio
 
 
-def _read(file: Path) -> dict:
+def read_description(file: Path) -> dict:
     """The description, checked. Raises UserError."""
     try:
         given = json.loads(file.read_text(encoding="utf-8"))

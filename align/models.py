@@ -146,14 +146,12 @@ def load_adapters(model: PreTrainedModel, folders: dict[str, Path]) -> PreTraine
 def load_merged(model: Model, adapter: Path) -> PreTrainedModel:
     """`model` with the trained adapter of a run added to its weights, float32."""
     import torch
-    from peft import PeftModel
 
-    base = load_model(model, dtype=torch.float32)
-    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    return load_adapters(load_model(model, dtype=torch.float32), {"default": adapter}).merge_and_unload()
 
 
 def merge_adapter(model: Model, adapter: Path, target: Path) -> None:
-    """Writes `model` with the trained adapter of a run added to its weights as a model folder of its own (float32)."""
+    """Writes `load_merged` as a model folder of its own."""
     merged = load_merged(model, adapter)
     with whole_folder(target) as folder:
         merged.save_pretrained(folder)

@@ -93,6 +93,7 @@ class Reference:
     behavior: str | None = option(
         None, doc="Who wrote the logged responses: adapter_off, frozen or a path; null: the rows' behavior_logps tell."
     )
+    teacher: str | None = option(None, doc="Negative teacher: a run of likra with a negative head, or a model path.")
     store: str = option("auto", doc="Log-probs on disk, never computed twice: auto (the cache), off, or a folder.")
     store_dtype: str = option("float32", choices=("float32", "float16"), doc="Their type; float16 rounds to 3 digits.")
 

@@ -14,13 +14,14 @@ from align import adapter_heads, mining_checks, negative_checks, objectives, rol
 from align.data import sources, supply
 from align.errors import UserError, shorten
 from align.models import check_path
+from align.run import find_heads
 from align.schema import Reader, near_miss
 
 if TYPE_CHECKING:
     from align.recipe import Recipe
 
 # section -> the needs of the objective it is for
-SECTION_NEEDS = {"reference": {"reference", "behavior"}, "sampling": {"samples"}}
+SECTION_NEEDS = {"reference": {"reference", "behavior", "teacher"}, "sampling": {"samples"}}
 
 # TrainingArguments that a recipe says elsewhere: field -> where.
 OWNED_BY_RECIPE = {
@@ -103,6 +104,7 @@ def _reference_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], da
         ("policy", {"reference"}, "compares with no reference"),
         ("samples", {"reference", "samples"}, "uses no samples"),
         ("behavior", {"behavior"}, "does not ask who wrote the responses"),
+        ("teacher", {"teacher"}, "learns from no teacher"),
     ):
         if getattr(recipe.reference, key) is not None and not wanted <= set(needs):
             reader.fail(("reference", key), f"objective {name!r} {what}", "leave it out")
@@ -120,7 +122,21 @@ def _reference_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], da
                 reader.fail(("reference", key), f"{shorten(who)} is no reference and no model", typo)
             elif problem:
                 reader.fail(("reference", key), *problem)
+    _teacher_checks(reader, recipe, needs)
     _store_checks(reader, recipe, needs, data)
+
+
+def _teacher_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...]) -> None:
+    """Where an objective asks for a teacher there is one: a run with a negative head, or a model."""
+    teacher = recipe.reference.teacher
+    if teacher is None:
+        if "teacher" in needs and set(needs) != set(objectives.NEEDS) and reader.sound(("reference", "teacher")):
+            what = f"objective {recipe.objective['name']!r} learns from a negative teacher, but none is named"
+            reader.fail(("reference", "teacher"), what, "name a run of likra, or a model trained on negatives")
+        return
+    problem = None if find_heads(teacher) else check_path(teacher)
+    if problem:
+        reader.fail(("reference", "teacher"), *problem)
 
 
 def _store_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:

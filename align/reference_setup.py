@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import torch
@@ -14,9 +15,14 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from align import models
 from align.data.layout import PACKED
 from align.errors import UserError, shorten
-from align.recipe import Recipe, Reference
+from align.likelihood_ratio import read_description
+from align.objectives import NEGATIVE, Objective
+from align.objectives.likra import HEADS
+from align.recipe import Model, Recipe, Reference
 from align.reference import ADAPTER_OFF, FROZEN, References, freeze
 from align.reference.store import Store, default_folder, identity
+from align.reference.teacher import Teacher
+from align.run import find_heads
 from align.scoring import support
 from align.scoring.head import causal_lm
 
@@ -66,6 +72,40 @@ def load_references(
         stores={name: stores[one] for name, one in who.items()}, equal_calls=is_deepspeed_zero3_enabled(),
         hashes={name: hashes[name] for name in sorted(names)},
     )  # fmt: skip
+
+
+def load_teacher(
+    recipe: Recipe, objective: Objective, policy: nn.Module, args: TrainingArguments, layout: str
+) -> Teacher | None:
+    """The frozen model whose distributions the objective asks for. Raises UserError if there is none that fits."""
+    if "teacher" not in objective.needs:
+        return None
+    name, where = recipe.reference.teacher, "reference.teacher"
+    train_one = "train one: accelerate launch align/train.py recipes/likra.yaml objective.heads=negative"
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true"):
+        what = "a negative teacher has never been tried under DeepSpeed"
+        raise UserError("accelerate", what, "use DDP (launch/ddp.yaml), or another objective")
+    if name is None:
+        raise UserError(where, "names no negative teacher", train_one)
+    try:
+        model = _negative_head(recipe, name).to(policy.dtype)
+    except UserError as error:
+        raise UserError(where, f"{shorten(name)}: {error.what}", train_one) from None
+    if model.config.vocab_size != policy.config.vocab_size:
+        what = f"{shorten(name)} has {model.config.vocab_size} words, the policy {policy.config.vocab_size}"
+        raise UserError(where, what, "a teacher must share the policy's tokenizer")
+    return Teacher(_ready(freeze(model), recipe, name, args, layout))
+
+
+def _negative_head(recipe: Recipe, name: str) -> nn.Module:
+    """The negative head of a run, its adapter added to its base; or the model of that path."""
+    described = find_heads(name)
+    if described is None:
+        return _load(recipe, name, torch.float32)
+    given, head = read_description(described), HEADS[NEGATIVE]
+    if head not in given["heads"]:
+        raise UserError(name, "was trained without a negative head", "")
+    return models.load_merged(Model(**given["model"]), described.parent / head)
 
 
 def _open(reference: Reference, identity: str) -> Store:

@@ -21,8 +21,18 @@ from align.errors import UserError, UserErrors, shorten
 FIXED_FOR_A_RUN = [(name,) for name in ("model", "retain", "weights", "sampling", "objective")]
 _DATA = ("sources", "nat", "max_length", "mix", "streaming", "shuffle_buffer", "on_bad_rows")  # not the layout
 FIXED_FOR_A_RUN += [("data", key) for key in _DATA]
-FIXED_FOR_A_RUN += [("reference", key) for key in ("policy", "samples", "behavior", "store_dtype")]  # not the store
+_REFERENCE = ("policy", "samples", "behavior", "teacher", "store_dtype")  # not the store
+FIXED_FOR_A_RUN += [("reference", key) for key in _REFERENCE]
 FIXED_FOR_A_RUN += [("train", "seed"), ("train", "prompts_per_step"), ("train", "learning_rate"), ("eval", "holdout")]
+
+
+HEADS_FILE = "likelihood_ratio.json"  # beside saved adapters: which they are, and their base
+
+
+def find_heads(folder: str | Path) -> Path | None:
+    """The description of a run's two heads: in a folder of weights, or the final/ of a run folder; None if neither."""
+    places = [Path(folder) / HEADS_FILE, Path(folder) / "final" / HEADS_FILE]
+    return next((place for place in places if place.is_file()), None)
 
 
 def _at(tree: dict, path: tuple[str, ...]) -> object:

@@ -151,7 +151,8 @@ class AlignTrainer(Trainer):
                 with self.accelerator.autocast():
                     known = others[index] if others else self.scorer.others(model, batch)
                     logps, extras = scored or self.scorer.policy(model, batch, inputs.number)
-                    view = self.scorer.view(batch, logps, extras, known, steps[index] if steps else None)
+                    step = steps[index] if steps else None
+                    view = self.scorer.view(batch, logps, extras, known, step, self._progress(inputs))
                     loss = self._loss(batch, logps, view, units, totals)
                 if is_last:  # before its backward pass: under DeepSpeed that one takes the optimiser step
                     totals.forwards, totals.interrupted = self.scorer.forwards() - forwards, self.interruption.noted
@@ -188,7 +189,7 @@ class AlignTrainer(Trainer):
             if self.objective.coupled:
                 with torch.set_grad_enabled(is_single):
                     scored = self.scorer.policy(model, batch, share.number)
-                view = self.scorer.view(batch, *scored, others[-1])
+                view = self.scorer.view(batch, *scored, others[-1], progress=self._progress(share))
                 parts[-1] = {} if view is None else self.objective.collect(view)
         ratios = [self.scorer.mismatched_log_ratios(model, batch.to(self.args.device)) for batch in share.mismatched]
         if ratios:
@@ -199,6 +200,10 @@ class AlignTrainer(Trainer):
         first = self.accelerator.process_index * len(own)
         own_steps = [step.to(self.args.device) for step in steps[first : first + len(own)]]
         return others, own_steps, scored if is_single else ()
+
+    def _progress(self, share: StepShare) -> float:
+        """The share of the run's optimiser steps that are done."""
+        return share.number / len(self.train_dataset)
 
     def _units(self, batches: list[MicroBatch]) -> tuple[Counter, int]:
         """(units of the objective by `unit_groups`, tokens of the retain term, at least 1) of the step, over ranks."""

@@ -12,6 +12,7 @@ from align.data.tokenize import ROLE_NAMES
 from align.objectives import SAMPLE, Batch, Objective, WholeStep
 from align.reference import References
 from align.reference.ema import RunningMeans
+from align.reference.teacher import Teacher
 from align.scoring.extras import extra
 from align.scoring.logprobs import response_logps, response_scores
 
@@ -19,8 +20,16 @@ from align.scoring.logprobs import response_logps, response_scores
 class Scorer:
     """Scores micro-batches for one objective. Every rank must call its methods equally often (ZeRO-3)."""
 
-    def __init__(self, objective: Objective, references: References | None, means: RunningMeans | None, seed: int):
+    def __init__(
+        self,
+        objective: Objective,
+        references: References | None,
+        means: RunningMeans | None,
+        seed: int,
+        teacher: Teacher | None = None,
+    ):
         self.objective, self.references, self.means, self.seed = objective, references, means, seed
+        self.teacher = teacher
 
     @torch.no_grad()
     def others(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
@@ -45,7 +54,8 @@ class Scorer:
         """(N, T) log-probs of all responses under the policy, and the extras that the objective asks for."""
         names = self.objective.extras
         k = self.objective.num_alternatives if "alternatives" in names else 0
-        wanted = {name: extra(name, batch, k=k, seed=self.seed, step=step) for name in names}
+        teacher = self.teacher.distributions(batch) if self.teacher else None
+        wanted = {name: extra(name, batch, k=k, seed=self.seed, step=step, teacher=teacher) for name in names}
         return response_scores(model, batch, wanted)
 
     def view(
@@ -55,6 +65,7 @@ class Scorer:
         extras: dict[str, Tensor],
         others: dict[str, Tensor],
         step: WholeStep | None = None,
+        progress: float = 0.0,
     ) -> Batch | None:
         """What the objective sees; None if nothing of the micro-batch is for it."""
         chosen = batch.is_for(self.objective.roles())  # (N,)
@@ -63,7 +74,8 @@ class Scorer:
         part = batch.for_objective(self.objective.roles())
         width = part.mask.shape[1]
         own = {name: values[chosen, :width] for name, values in extras.items()}
-        return dataclasses.replace(bare_view(part, logps[chosen, :width]), extras=own, step=step, **others)
+        seen = bare_view(part, logps[chosen, :width])
+        return dataclasses.replace(seen, extras=own, step=step, progress=progress, **others)
 
     def mismatched_log_ratios(self, model: nn.Module, batch: MicroBatch) -> Tensor:
         """(N,) log-ratios of responses to the reference, behind prompts that are not theirs; none of a stand-in."""

@@ -9,7 +9,7 @@ from align.cli import run
 from align.errors import UserError
 from align.objectives import EXTRAS
 
-NEEDS = {"reference", "behavior", "ema", "rewards", "mismatched", "heads", *objectives.ROLES_OF_NEEDS}
+NEEDS = {"reference", "behavior", "ema", "rewards", "mismatched", "heads", "teacher", *objectives.ROLES_OF_NEEDS}
 UNITS = {"pair", "response", "token", "role_token", "prompt", "negative"}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tests.commands import (
     TRAIN,
     TWO_RANKS,
@@ -50,13 +51,24 @@ OBJECTIVES = {
     "dpo-wpo": "{name: dpo, beta: 0.5, wpo: true}",
     "cringe": "{name: cringe}",
     "npo": "{name: npo, beta: 0.5}",
+    "negative_distillation": "{name: negative_distillation, steepness: 2}",
 }
 
 
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory) -> Path:
+    """A teacher that is not the policy's start."""
+    folder = tmp_path_factory.mktemp("other-model")
+    tiny.save(folder, seed=5)
+    return folder
+
+
 @pytest.fixture(scope="module", params=OBJECTIVES)
-def recipe(request, tiny_model, uneven_rows, tmp_path_factory) -> Path:
+def recipe(request, tiny_model, other_model, uneven_rows, tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("recipe") / "coupled.yaml"
     text = RECIPE.format(model=tiny_model, data=uneven_rows, objective=OBJECTIVES[request.param])
+    if request.param == "negative_distillation":
+        text += f"reference: {{teacher: {other_model}}}\n"
     if request.param == "cpo-trl":  # at step 6 its margin, of sums of hundreds of nats, is at float32's end
         text = text.replace("max_steps: 6", "max_steps: 5")
     file.write_text(text)

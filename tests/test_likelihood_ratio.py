@@ -17,6 +17,7 @@ from align.errors import UserError
 from align.likelihood_ratio import LikelihoodRatioModel
 from align.objectives import NEGATIVE, POSITIVE
 from align.recipe import Adapter, Model
+from align.run import HEADS_FILE
 from tests import tiny
 
 PROMPT, ANSWERS = "Where is it?", ["Here.", "I know not.", "Over the hill it is, far away."]
@@ -33,7 +34,7 @@ def save(folder: Path, model: Path, heads: list[str]) -> Path:
             if "lora_B" in name:
                 weight.copy_(torch.randn(weight.shape, generator=draw) * 0.15)
     policy.save_pretrained(folder)
-    (folder / likelihood_ratio.DESCRIPTION).write_text(likelihood_ratio.describe(Model(path=str(model)), heads))
+    (folder / HEADS_FILE).write_text(likelihood_ratio.describe(Model(path=str(model)), heads))
     return folder
 
 
@@ -195,10 +196,10 @@ def test_mistakes_are_named(ratio, final, tmp_path, tiny_model):
         LikelihoodRatioModel.from_pretrained(tmp_path)
     broken = tmp_path / "broken"
     shutil.copytree(final, broken)
-    (broken / likelihood_ratio.DESCRIPTION).write_text('{"heads": ["neutral"]}')
+    (broken / HEADS_FILE).write_text('{"heads": ["neutral"]}')
     with pytest.raises(UserError, match="is not what a run writes"):
         LikelihoodRatioModel.from_pretrained(broken)
-    shutil.copy(final / likelihood_ratio.DESCRIPTION, broken)
+    shutil.copy(final / HEADS_FILE, broken)
     shutil.rmtree(broken / "negative")
     with pytest.raises(UserError, match="negative: holds no adapter"):
         LikelihoodRatioModel.from_pretrained(broken)
@@ -215,6 +216,6 @@ def test_mistakes_are_named(ratio, final, tmp_path, tiny_model):
 
 
 def test_the_description_can_be_moved_with_its_folder(final, tiny_model):
-    given = json.loads((final / likelihood_ratio.DESCRIPTION).read_text())
+    given = json.loads((final / HEADS_FILE).read_text())
     assert given["model"]["path"] == str(tiny_model.resolve()) and given["heads"] == ["positive", "negative"]
     assert json.loads(likelihood_ratio.describe(Model(), ["negative"]))["model"]["path"] == "smollm2-135m-instruct"

@@ -39,6 +39,7 @@ class Response:
     steps: tuple[Step, ...] = ()
     behavior_logps: tuple[float, ...] | None = None  # of each token, end-of-turn included, under who wrote the text
     calls: str | None = None  # JSON of the tool calls that it makes, with or without a text
+    made: str | None = None  # JSON of what the row says on how it was made; kept, nothing learns from it
 
     @property
     def said(self) -> str:
@@ -84,6 +85,8 @@ def to_row(example: Example) -> dict:
             row["steps"] = [dataclasses.asdict(step) for step in response.steps]
         if response.behavior_logps is not None:
             row["behavior_logps"] = list(response.behavior_logps)
+        if response.made is not None:
+            row["made"] = json.loads(response.made)
         responses.append(row)
     return {"prompt": prompt, "responses": responses, "source": example.source} | ({"tools": tools} if tools else {})
 
@@ -133,7 +136,8 @@ def _response(item: object, index: int) -> Response:
     if weight < 0:
         raise RowError(f"{here}.weight is {weight:g}, below 0: the role says the direction")
     steps = read_steps(item.get("steps") or [], len(text), f"{here}.steps")
-    return Response(text, item["role"], reward, weight, steps, _logps(item.get("behavior_logps"), here), calls)
+    made = None if item.get("made") is None else as_json(item["made"], f"{here}.made")
+    return Response(text, item["role"], reward, weight, steps, _logps(item.get("behavior_logps"), here), calls, made)
 
 
 def _logps(values: object, here: str) -> tuple[float, ...] | None:

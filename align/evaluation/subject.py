@@ -19,14 +19,14 @@ from align.data.layout import PACKED, PADDED
 from align.errors import UserError, shorten
 from align.objectives import POSITIVE
 from align.recipe import Adapter, Model
-from align.run import RunFolder
+from align.run import HEADS_FILE, RunFolder, find_heads
 from align.scoring.answers import Head, layout_for
 from align.scoring.routing import Routing
 
 BASE, POLICY, RATIO = "base", "policy", "ratio"
 PREFIX_FILE = "prompt_prefix.txt"  # beside the weights of a policy trained under NAT
 ADAPTER_FILE = "adapter_config.json"  # there if the weights are an adapter
-_WEIGHTS = (ADAPTER_FILE, "config.json", likelihood_ratio.DESCRIPTION)  # one of them lies where weights do
+_WEIGHTS = (ADAPTER_FILE, "config.json", HEADS_FILE)  # one of them lies where weights do
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def load(run: str | Path, weights: Path | None = None, *, is_whole: bool = False
     recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
     model, in_bf16 = _model(recipe["model"]), precision.choose(recipe["train"]["precision"]).name == precision.BF16
     shared = {"name": str(weights), "max_length": recipe["data"]["max_length"], "in_bf16": in_bf16}
-    if likelihood_ratio.find(weights):
+    if find_heads(weights):
         return _heads(weights, model, recipe["train"]["precision"], shared)
     return _policy(weights, model, shared, is_whole)
 

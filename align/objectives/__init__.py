@@ -38,6 +38,7 @@ NEEDS = {
     "mismatched": "log-ratios of responses to another prompt of the step (the trainer scores them)",
     "ema": "log-probs under running means of the policy's weights (the trainer keeps them)",
     "heads": "an adapter of its own for each role (the section `model.adapter`)",
+    "teacher": "the next-token distributions of a head trained on negatives (`reference.teacher`)",
 }
 
 ROLES_OF_NEEDS = {
@@ -54,6 +55,7 @@ EXTRAS = {
     "concentration": "log of the sum over the vocabulary of the squared probabilities, without gradient (WPO)",
     "alternatives": "log-prob of another likely token drawn in the response token's place (CRINGE)",
     "repeats": "sum over the distinct earlier tokens c, the target left out, of -log(1 - p(c)) (unlikelihood)",
+    "soft_unlikelihood": "sum over the vocabulary of the teacher's p times -log(1 - p) (negative distillation)",
 }
 
 
@@ -92,6 +94,7 @@ class Batch:
     ema_logps: Tensor | None = None  # (M, N, T) under M running means of the policy, without gradient
     extras: dict[str, Tensor] = field(default_factory=dict)  # name -> (N, T), see EXTRAS
     step: WholeStep | None = None  # None: this batch is the whole step, and the first one
+    progress: float = 0.0  # share of the run's optimiser steps that are done
 
     def __post_init__(self) -> None:
         n, t = self.logps.shape

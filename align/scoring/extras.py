@@ -15,19 +15,23 @@ from align.data.collate import MicroBatch
 from align.scoring.head import log_probs_of
 
 Extra = Callable[[Tensor, slice], Tensor]  # (logits (C, V), which of the M positions they are of) -> (C,)
+Teacher = Callable[[slice], Tensor]  # which of the M positions -> (C, V) probabilities, without gradient
 
 SMALLEST_REST = 1e-5  # 1 - p is not taken to be smaller, as in the unlikelihood authors' code
+LARGEST_LOGP = -1e-6  # log p is not taken to be larger under a teacher: the objectives' own bound for 1 - p
 
 
-def extra(name: str, batch: MicroBatch, *, k: int, seed: int, step: int) -> Extra:
+def extra(name: str, batch: MicroBatch, *, k: int, seed: int, step: int, teacher: Teacher | None = None) -> Extra:
     """The extra called `name` (see `align.objectives.EXTRAS`) for a micro-batch.
 
-    `k`, `seed` and `step` (of the optimiser) are for the alternatives.
+    `k`, `seed` and `step` (of the optimiser) are for the alternatives, `teacher` for the soft unlikelihood.
     """
     if name == "alternatives":
         return _alternatives(batch, k, _draws(batch, seed, step))
     if name == "repeats":
         return _repeats(batch)
+    if name == "soft_unlikelihood":
+        return _soft_unlikelihood(teacher)
     read = {"entropy": entropy, "concentration": _concentration}[name]
     return lambda logits, at: read(logits)
 
@@ -88,6 +92,16 @@ def _repeats(batch: MicroBatch) -> Extra:
         candidates = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, earlier, True).scatter(-1, targets, False)
         rest = -torch.expm1(logits.log_softmax(-1).clamp(max=-1e-12))  # (C, V) 1 - p
         return -(rest.clamp(min=SMALLEST_REST).log() * candidates).sum(-1)
+
+    return read
+
+
+def _soft_unlikelihood(teacher: Teacher) -> Extra:
+    """Sum over the vocabulary of the teacher's probability times -log(1 - p)."""
+
+    def read(logits: Tensor, at: slice) -> Tensor:
+        rest = -torch.expm1(logits.log_softmax(-1).clamp(max=LARGEST_LOGP))  # (C, V) 1 - p
+        return -(rest.log() * teacher(at)).sum(-1)
 
     return read
 

@@ -129,7 +129,7 @@ def chunk_size(inner: nn.Module) -> int:
     return max(1, LOGITS_AT_ONCE // inner.config.get_text_config().vocab_size)
 
 
-def _logits_of(inner: nn.Module, head: nn.Module) -> Callable[[Tensor], Tensor]:
+def logits_of(inner: nn.Module, head: nn.Module) -> Callable[[Tensor], Tensor]:
     """From hidden states (C, H) to float32 logits (C, V). A linear head is not called: see `_inside`."""
     transform = logit_transform(inner)
     if type(head) is nn.Linear:
@@ -147,7 +147,7 @@ def kl_divergence(model: nn.Module, hidden: Tensor, ref_model: nn.Module, ref_hi
     inner, ref_inner = causal_lm(model), causal_lm(ref_model)
     head, ref_head = inner.get_output_embeddings(), ref_inner.get_output_embeddings()
     ref_head = ref_head.get_base_layer() if hasattr(ref_head, "get_base_layer") else ref_head
-    logits, ref_logits, size = _logits_of(inner, head), _logits_of(ref_inner, ref_head), chunk_size(inner)
+    logits, ref_logits, size = logits_of(inner, head), logits_of(ref_inner, ref_head), chunk_size(inner)
 
     def divergence(states: Tensor) -> Tensor:
         pieces = []

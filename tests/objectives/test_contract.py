@@ -26,6 +26,7 @@ LOGPS = ("logps", "ref_logps", "behavior_logps", "ema_logps")
 PER_TOKEN = ("mask", "step_label", "token_weight", *LOGPS)  # (..., N, T) each
 # (name, role) that a method moves the other way near the reference, by design: see their docstrings
 PULLS_OTHERWISE = {("apo_down", POSITIVE), ("discopop", POSITIVE), ("discopop", NEGATIVE), ("likra", NEGATIVE)}
+PULLS_OTHERWISE |= {("negative_distillation", NEGATIVE)}  # all that a teacher would say there, not their own tokens
 
 each_objective = pytest.mark.parametrize("name", NAMES)
 

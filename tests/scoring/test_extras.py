@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from align.data.examples import Example
 from align.data.layout import PACKED
 from align.data.tokenize import TokenizedResponse, TokenizedRow
 from align.objectives import EXTRAS
+from align.reference.teacher import Teacher
 from align.scoring import head as lm_head
 from align.scoring.extras import SMALLEST_REST, _alternatives, entropy, extra, top_mass
 from align.scoring.logprobs import response_logps, response_scores
@@ -70,7 +72,14 @@ def chunk(request, monkeypatch) -> int:
 def scores(
     model: nn.Module, batch: MicroBatch, *names: str, k: int = K, seed: int = SEED, step: int = STEP
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    return response_scores(model, batch, {name: extra(name, batch, k=k, seed=seed, step=step) for name in names})
+    given = {"k": k, "seed": seed, "step": step, "teacher": made_up_teacher(batch)}
+    return response_scores(model, batch, {name: extra(name, batch, **given) for name in names})
+
+
+def made_up_teacher(batch: MicroBatch) -> Callable[[slice], Tensor]:
+    """Some distribution at each position, whatever the layout."""
+    drawn = torch.randn(len(batch.targets), VOCABULARY, generator=torch.Generator().manual_seed(9)).softmax(-1)
+    return lambda at: drawn[at].to(batch.targets.device)
 
 
 def one(model: nn.Module, batch: MicroBatch, name: str, **options) -> Tensor:
@@ -168,6 +177,38 @@ def test_concentration_has_no_gradient(name, chunk, batch):
     logps, extras = scores(model, batch, "concentration")
     found = gradients(logps * 2 + extras["concentration"] * 3, model)
     assert_same_gradients(found, gradients(response_logps(model, batch) * 2, model))
+
+
+# soft unlikelihood
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_soft_unlikelihood_and_its_gradient_are_those_of_all_logits(name, chunk, batch, rows):
+    """By loops over the vocabulary, in double precision; the teacher has a head of its own and no gradient."""
+    model, other = recomputing(build(name)), build(seed=7)
+    expected = []
+    for z, of_teacher in zip(all_logits(model, rows), all_logits(other, rows), strict=True):
+        p, n = z.double().softmax(-1), of_teacher.detach().double().softmax(-1)
+        terms = [[-n[at, v] * torch.log(1 - p[at, v]) for v in range(VOCABULARY)] for at in range(len(z))]
+        expected.append(torch.stack([sum(own) for own in terms]))
+    expected = padded(expected)
+    teacher = Teacher(other)
+    read = extra("soft_unlikelihood", batch, k=0, seed=0, step=0, teacher=teacher.distributions(batch))
+    found = response_scores(model, batch, {"soft": read})[1]["soft"]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert (found[~batch.mask] == 0).all() and found[batch.mask].std() > 0.01
+    assert_same_gradients(gradients(found, model), gradients(expected.float(), model))
+    assert all(weight.grad is None for weight in other.parameters())
+
+
+def test_a_teacher_keeps_no_distribution(batch):
+    """Between its calls there are the last hidden states (M, H), nothing of the size of the vocabulary."""
+    read = Teacher(build(seed=7)).distributions(batch)
+    held = [cell.cell_contents for cell in read.__wrapped__.__closure__]
+    sizes = [value.shape for value in held if isinstance(value, Tensor)]
+    assert sizes == [(len(batch.targets), 32)]
+    assert read(slice(3, 8)).shape == (5, VOCABULARY)
+    torch.testing.assert_close(read(slice(3, 8)).sum(-1), torch.ones(5))
 
 
 # alternatives
@@ -379,7 +420,8 @@ def test_on_the_device_of_the_batch(batch):
 
 
 def one_chunk(name: str, batch: MicroBatch, logits: Tensor) -> Tensor:
-    return extra(name, batch, k=K, seed=SEED, step=STEP)(logits, slice(0, len(logits)))
+    read = extra(name, batch, k=K, seed=SEED, step=STEP, teacher=made_up_teacher(batch))
+    return read(logits, slice(0, len(logits)))
 
 
 # repeats
