@@ -24,10 +24,9 @@ from align import job, models, recipe, yaml_lines
 from align.data.examples import to_row
 from align.errors import UserError, shorten
 from align.evaluation import subject
-from align.likelihood_ratio import find as find_heads
 from align.recipe import Model, Recipe
 from align.repair.yesno import Asked
-from align.run import RunFolder, write_text
+from align.run import RunFolder, find_heads, write_text
 
 FOLDER = "repair"
 
