@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +29,7 @@ from align.negatives.mining_report import CHOSEN, POSITIVE, REFUSED, Report, Res
 from align.negatives.neighbours import Neighbours
 from align.negatives.pool import OWN, Candidate, Pool, PromptRow, said
 from align.negatives.score_cache import ScoreCache
-from align.negatives.scorers import CHES, RIGHT, UNDECIDED, VERDICT, Scorer, Told, Vectors
+from align.negatives.scorers import CHES, RIGHT, VERDICT, WRONG, Scorer, Told, Vectors
 from align.recipe import Recipe
 
 _TOGETHER = 64  # prompts whose candidates are scored, and then kept, together
@@ -76,9 +77,10 @@ class Mine:
         try:
             with open(path, "wb") as out:
                 for rows in self._batches("vectors of prompts", with_neighbours=False):
-                    found = self._filled(encoder, {encoder.key(row.prompt_words): scoring.Item(
-                        row, {"text": row.prompt_words}) for row in rows})  # fmt: skip
-                    vectors = np.nan_to_num(encoder.of([row.prompt_words for row in rows], found))  # 0: like nothing
+                    keys = [encoder.key(row.prompt_words) for row in rows]
+                    prompts = [scoring.Item(row, {"text": row.prompt_words}) for row in rows]
+                    self._fill(encoder, dict(zip(keys, prompts, strict=True)))
+                    vectors = np.nan_to_num(encoder.of(keys, self.cache.get(keys)))  # 0: like nothing
                     out.write(vectors.astype("<f2").tobytes())
             vectors = np.memmap(path, "<f2", mode="r").reshape(len(self.pool), -1)
             where, count = self.folder / ".neighbours.i32", self.mining.neighbours
@@ -92,20 +94,20 @@ class Mine:
             unscored = 0
             for rows in self._batches(scorer.title):
                 items = {key: item for row in rows if row.candidates for key, item in scorer.items(row)}
-                unscored += len(items) - len(self._filled(scorer, items))
+                unscored += self._fill(scorer, items)
             if unscored:
                 print(f"{scorer.title}: {unscored:,} have no score: too long to be read whole, or not a number")
 
-    def _filled(self, scorer: Scorer, items: dict[bytes, scoring.Item]) -> dict[bytes, bytes]:
-        """key -> value of some items; those that are missing in the cache are computed and kept."""
-        known = self.cache.get(list(items))
+    def _fill(self, scorer: Scorer, items: dict[bytes, scoring.Item]) -> int:
+        """Computes and keeps what the cache lacks of some items; how many have no value all the same."""
+        known = self.cache.known(list(items))
         missing = {key: item for key, item in items.items() if key not in known}
         if not missing:
-            return known
+            return 0
         values = zip(missing, scorer.compute(list(missing.values())), strict=True)
         fresh = {key: value for key, value in values if value is not None}
         self.cache.put(fresh.items())
-        return known | fresh
+        return len(missing) - len(fresh)
 
     def choose(self, report: Report) -> Iterator[dict]:
         """The rows to learn from. What is told of scores goes into `report`; prompts without negatives are counted.
@@ -154,25 +156,22 @@ class Mine:
     def _refusals(self, one: Row, limit: float | None) -> list[str | None]:
         """Why each candidate cannot become a negative, whatever the strategy; None where it can."""
         right = {_plain(said(response)) for response in one.row.positives}
+        has_score = np.isfinite(one.scores[self.mining.scores[0]].candidates).tolist()
+        verdicts = one.scores[VERDICT].candidates.tolist() if VERDICT in one.scores else None
+        ches = one.scores[CHES].candidates.tolist() if CHES in one.scores else None
         seen, reasons = set(), []
         for index, candidate in enumerate(one.row.candidates):
-            text = _plain(said(candidate.response))
-            verdict = one.scores[VERDICT].candidates[index] if VERDICT in one.scores else None
-            ches = one.scores[CHES].candidates[index] if CHES in one.scores else None
+            text, reason = _plain(said(candidate.response)), None
             if text in right:
                 reason = "the same as a positive"
             elif text in seen:
                 reason = "the same as another candidate"
-            elif not np.isfinite(one.scores[self.mining.scores[0]].candidates[index]):
+            elif not has_score[index]:
                 reason = "no score"
-            elif verdict == RIGHT:
-                reason = "right by the verifier"
-            elif verdict is not None and (verdict == UNDECIDED or not np.isfinite(verdict)):
-                reason = "not decided by the verifier"
-            elif ches is not None and not np.isfinite(ches):
-                reason = "no CHES"
-            else:
-                reason = "pulls the positive down (CHES)" if ches is not None and ches > limit else None
+            elif verdicts and verdicts[index] != WRONG:
+                reason = "right by the verifier" if verdicts[index] == RIGHT else "not decided by the verifier"
+            elif ches and not ches[index] <= limit:
+                reason = "no CHES" if math.isnan(ches[index]) else "pulls the positive down (CHES)"
             seen.add(text)
             reasons.append(reason)
         return reasons
@@ -200,17 +199,21 @@ class Mine:
 
     def _rows(self, title: str) -> Iterator[Row]:
         """All prompts with their scores; those without candidates have none."""
-        encoder = next((one for one in self.scorers if isinstance(one, Vectors)), None)
         for rows in self._batches(title):
-            asked = [row for row in rows if row.candidates]
-            keys = {key for scorer in self.scorers for row in asked for key, _ in scorer.items(row)}
-            values = self.cache.get(list(keys))
+            keys = [
+                [[key for key, _ in scorer.items(row)] for scorer in self.scorers] for row in rows if row.candidates
+            ]
+            values, of = self.cache.get(list({key for row in keys for own in row for key in own})), iter(keys)
             for row in rows:
-                vectors = None
-                if self.mining.asks_vectors and row.candidates:
-                    vectors = encoder.of([said(candidate.response) for candidate in row.candidates], values)
-                told = scoring.told(self.scorers, row, values, self.mining.scores) if row.candidates else {}
-                yield Row(row, told, vectors)
+                yield self._scored(row, next(of), values) if row.candidates else Row(row, {}, None)
+
+    def _scored(self, row: PromptRow, keys: list[list[bytes]], values: scoring.Values) -> Row:
+        """A prompt with its scores; `keys` are those of each scorer."""
+        vectors, told = None, scoring.told(self.scorers, row, keys, values, self.mining.scores)
+        if self.mining.asks_vectors:
+            (own,) = (key for key, scorer in zip(keys, self.scorers, strict=True) if isinstance(scorer, Vectors))
+            vectors = Vectors.of(own[len(row.positives) : -1], values)  # the last one is the prompt's
+        return Row(row, told, vectors)
 
     def _batches(self, title: str, *, with_neighbours: bool = True) -> Iterator[list[PromptRow]]:
         """All prompts with their candidates, some at a time."""

@@ -26,12 +26,13 @@ class Reservoir:
 
     def add(self, values: np.ndarray) -> None:
         """More values; those that are not finite are left out."""
-        for value in values[np.isfinite(values)]:
-            place = self.count if self.count < _KEPT else int(self._rng.integers(self.count + 1))
-            if place < _KEPT:
-                self._values[place] = value
-            self.count += 1
-            self._sum += float(value)
+        values = values[np.isfinite(values)]
+        counts = self.count + np.arange(len(values))  # how many there were before each
+        places = np.where(counts < _KEPT, counts, self._rng.integers(counts + 1))
+        for place, value in zip(places[places < _KEPT], values[places < _KEPT], strict=True):
+            self._values[place] = value
+        self.count += len(values)
+        self._sum += float(values.sum())
 
     @property
     def values(self) -> np.ndarray:

@@ -61,8 +61,8 @@ class Scorer(Protocol):
     def compute(self, items: Sequence[Item]) -> list[bytes | None]:
         """The values of some items; None where there is none, which is never kept."""
 
-    def told(self, row: PromptRow, values: Values) -> dict[str, Told]:
-        """The scores of a prompt by name."""
+    def told(self, row: PromptRow, keys: Sequence[bytes], values: Values) -> dict[str, Told]:
+        """The scores of a prompt by name; `keys` are those of `items`, in their order."""
 
 
 def load(recipe: Recipe) -> list[Scorer]:
@@ -84,11 +84,16 @@ def load(recipe: Recipe) -> list[Scorer]:
     return found
 
 
-def told(scorers: Sequence[Scorer], row: PromptRow, values: Values, names: Sequence[str]) -> dict[str, Told]:
-    """All scores of a prompt: those that are asked for, and verdicts and CHES where there are any."""
+def told(
+    scorers: Sequence[Scorer], row: PromptRow, keys: Sequence[list[bytes]], values: Values, names: Sequence[str]
+) -> dict[str, Told]:
+    """All scores of a prompt: those that are asked for, and verdicts and CHES where there are any.
+
+    `keys` are those of each scorer.
+    """
     found: dict[str, Told] = {}
-    for scorer in scorers:
-        found |= scorer.told(row, values)
+    for scorer, own in zip(scorers, keys, strict=True):
+        found |= scorer.told(row, own, values)
     if IMPLICIT in names:
         policy, reference = found[OF_POLICY[0]], found[OF_REFERENCE[0]]
         found[IMPLICIT] = Told(*(one - other for one, other in zip(policy, reference, strict=True)))
@@ -100,10 +105,15 @@ def _responses(row: PromptRow) -> Iterator[dict]:
     yield from (candidate.response for candidate in row.candidates)
 
 
-def _told(row: PromptRow, keys: Sequence[bytes], values: Values, at: int = 0) -> Told:
-    """The numbers that the values of positives and candidates, in that order, hold at a place."""
-    found = [np.frombuffer(values[one], "<f8")[at] if one in values else np.nan for one in keys]
-    return Told(*np.split(np.array(found, np.float64), [len(row.positives)]))
+def _numbers(keys: Sequence[bytes], values: Values, width: int = 1) -> np.ndarray:
+    """(keys, width) float64 the kept numbers; nan where there are none."""
+    nothing = np.full(width, np.nan, "<f8").tobytes()
+    return np.frombuffer(b"".join([values.get(one, nothing) for one in keys]), "<f8").reshape(-1, width)
+
+
+def _told(row: PromptRow, numbers: np.ndarray) -> Told:
+    """Numbers (P + C,) of positives and candidates, in that order."""
+    return Told(numbers[: len(row.positives)], numbers[len(row.positives) :])
 
 
 def _packed(*numbers: float) -> bytes | None:
@@ -126,11 +136,9 @@ class LogProbs:
         logps = self.heads.logps(self.who, items)
         return [None if own is None else _packed(own.astype(np.float64).sum(), len(own)) for own in logps]
 
-    def told(self, row: PromptRow, values: Values) -> dict[str, Told]:
-        keys = [one for one, _ in self.items(row)]
-        sums, tokens = _told(row, keys, values, 0), _told(row, keys, values, 1)
-        means = Told(*(total / count for total, count in zip(sums, tokens, strict=True)))
-        return dict(zip(self.names, (sums, means), strict=True))
+    def told(self, row: PromptRow, keys: Sequence[bytes], values: Values) -> dict[str, Told]:
+        sums, tokens = _numbers(keys, values, 2).T
+        return dict(zip(self.names, (_told(row, sums), _told(row, sums / tokens)), strict=True))
 
 
 class Vectors:
@@ -159,22 +167,22 @@ class Vectors:
             self._encoder = Encoder(self.folder)
         return self._encoder.encode(texts)
 
-    def of(self, texts: Sequence[str], values: Values) -> np.ndarray:
-        """(N, D) float32 the kept vectors of some texts; nan for one that is not there."""
-        found = [values.get(self.key(text)) for text in texts]
-        size = next((len(one) // 2 for one in found if one is not None), 1)
-        rows = [np.full(size, np.nan) if one is None else np.frombuffer(one, "<f2") for one in found]
-        vectors = np.array(rows, np.float32).reshape(len(texts), size)
+    @staticmethod
+    def of(keys: Sequence[bytes], values: Values) -> np.ndarray:
+        """(N, D) float32 the kept vectors of some keys; nan for one that is not there."""
+        size = next((len(values[one]) // 2 for one in keys if one in values), 1)
+        nothing = np.full(size, np.nan, "<f2").tobytes()
+        flat = np.frombuffer(b"".join([values.get(one, nothing) for one in keys]), "<f2")
+        vectors = flat.reshape(len(keys), size).astype(np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    def told(self, row: PromptRow, values: Values) -> dict[str, Told]:
-        texts, split = [said(one) for one in _responses(row)], [len(row.positives)]
-        *vectors, prompt = self.of([*texts, row.prompt_words], values)  # (P + C, D), (D,)
-        vectors = np.array(vectors)
-        near = vectors @ vectors[: split[0]].T if split[0] else np.full((len(vectors), 1), np.nan)
+    def told(self, row: PromptRow, keys: Sequence[bytes], values: Values) -> dict[str, Told]:
+        vectors = self.of(keys, values)  # (P + C + 1, D), the last one of the prompt
+        vectors, prompt, count = vectors[:-1], vectors[-1], len(row.positives)
+        near = vectors @ vectors[:count].T if count else np.full((len(vectors), 1), np.nan)
         return {
-            RELEVANCE: Told(*np.split((vectors @ prompt).astype(np.float64), split)),
-            SIMILARITY: Told(*np.split(near.max(1).astype(np.float64), split)),
+            RELEVANCE: _told(row, (vectors @ prompt).astype(np.float64)),
+            SIMILARITY: _told(row, near.max(1).astype(np.float64)),
         }
 
 
@@ -196,8 +204,8 @@ class Rewards:
             self._model = RewardModel(self.path)
         return [_packed(value) for value in self._model.score(items)]
 
-    def told(self, row: PromptRow, values: Values) -> dict[str, Told]:
-        return {REWARD: _told(row, [one for one, _ in self.items(row)], values)}
+    def told(self, row: PromptRow, keys: Sequence[bytes], values: Values) -> dict[str, Told]:
+        return {REWARD: _told(row, _numbers(keys, values)[:, 0])}
 
 
 class Verdicts:
@@ -229,10 +237,8 @@ class Verdicts:
             found.append(_packed({True: RIGHT, False: WRONG, None: UNDECIDED}[is_right]))
         return found
 
-    def told(self, row: PromptRow, values: Values) -> dict[str, Told]:
-        keys = [one for one, _ in self.items(row)]
-        candidates = [np.frombuffer(values[one], "<f8")[0] if one in values else np.nan for one in keys]
-        return {VERDICT: Told(np.full(len(row.positives), RIGHT), np.array(candidates, np.float64))}
+    def told(self, row: PromptRow, keys: Sequence[bytes], values: Values) -> dict[str, Told]:
+        return {VERDICT: Told(np.full(len(row.positives), RIGHT), _numbers(keys, values)[:, 0])}
 
 
 def _source_sha256(function: Callable) -> str:
@@ -262,8 +268,7 @@ class Ches:
             found.append(None if positive is None or candidate is None else _packed(ches(positive, candidate)))
         return found
 
-    def told(self, row: PromptRow, values: Values) -> dict[str, Told]:
-        pairs = [np.frombuffer(values[one], "<f8")[0] if one in values else np.nan for one, _ in self.items(row)]
-        table = np.array(pairs, np.float64).reshape(len(row.candidates), len(row.positives))
+    def told(self, row: PromptRow, keys: Sequence[bytes], values: Values) -> dict[str, Told]:
+        table = _numbers(keys, values).reshape(len(row.candidates), len(row.positives))
         worst = table.max(1) if row.positives else np.full(len(row.candidates), np.nan)
         return {CHES: Told(np.full(len(row.positives), np.nan), worst)}
