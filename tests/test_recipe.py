@@ -304,7 +304,14 @@ def test_any_name_round_trips(write, name):
 
 def test_resolved_recipe_says_everything(loaded):
     data = yaml.safe_load(loaded("retain: {sources: [builtin:retain]}\n").to_yaml())
-    absent = {"warm_start", "rollouts", "judges", "mining", "degrade", "repair"}  # sections that are null where rows are given
+    absent = {
+        "warm_start",
+        "rollouts",
+        "judges",
+        "mining",
+        "degrade",
+        "repair",
+    }  # sections that are null where rows are given
     assert list(data) == [name for name in field_names(recipe.Recipe) if name not in absent]
     for section, cls in (("model", recipe.Model), ("train", recipe.Train), ("sampling", recipe.Sampling)):
         assert list(data[section]) == field_names(cls)

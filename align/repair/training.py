@@ -6,7 +6,7 @@
     FOLDER/repair/recipe.yaml     the recipe of the run, without the heads; FOLDER is its output
 
 The objective is `cpo` without its likelihood term at beta 1: the cross-entropy between the two candidates. As many
-questions have either answer, so a lean to one of the words costs as much as it can be told without knowing anything.
+questions have either answer, so a lean to one of the words only costs, also for a model that knows none of them.
 What NASA does that is left out here (our reading, not verified): heads are tuned one after another, each until the
 bias on other rows no longer shrinks; here all of them are, for a fixed number of steps.
 """
@@ -85,7 +85,7 @@ def _recipe(model: Model, named: dict[str, Path], output: Path) -> dict:
         "model": {"path": model.path, "trust_remote_code": model.trust_remote_code, "adapter": {"rank": 8}},
         "data": {"sources": [{"path": str(named["train"])}]},
         "objective": {"name": "cpo", "beta": 1.0, "alpha": 0.0},
-        "train": {"learning_rate": 1e-3, "epochs": 2, "prompts_per_step": 16},
+        "train": {"learning_rate": 3e-3, "epochs": 4, "prompts_per_step": 8},
         "eval": {"sources": [{"path": str(named["heldout"])}], "holdout": 0.0, "generate": 0},
         "output": str(output),
     }

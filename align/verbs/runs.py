@@ -108,12 +108,7 @@ def _compare(given: argparse.Namespace) -> None:
 def _merge(given: argparse.Namespace) -> None:
     from align.repair import merge_command
 
-    merge_command.main(
-        merge_command.Asked(
-            given.run_folder, given.interpolate, given.sweep, given.data, given.flips, given.fisher, given.full,
-            given.out, given.json,
-        )
-    )  # fmt: skip
+    merge_command.main(given)
 
 
 def _repair(given: argparse.Namespace) -> None:

@@ -78,7 +78,7 @@ def test_as_a_user_runs_it(full_run, uneven_rows, tmp_path):
     merge = [sys.executable, "-m", "align.cli", "merge"]
     result = run(merge, full_run, "--sweep", 0.2, "--data", uneven_rows, "--fisher", uneven_rows)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "fisher interpolation, a = 0 is the base" in result.stdout and "right to wrong" in result.stdout
+    assert "fisher interpolation, 0 is the base" in result.stdout and "right to wrong" in result.stdout
     refused = run(merge, full_run, "--interpolate", 0.2, "--full")
     assert refused.returncode == 2 and refused.stderr.strip().endswith("leave it out")
 
