@@ -28,7 +28,6 @@ from align.data.stream import StreamFeed
 from align.errors import UserError, shorten
 from align.evaluation.before_after import BeforeAfter
 from align.evaluation.heldout import HeldOut
-from align.guard import ProbeLayout, StartCheck, must_agree
 from align.negatives.sampling import Sampler
 from align.objectives import POSITIVE, Objective
 from align.precision import BF16
@@ -42,6 +41,7 @@ from align.run import RunFolder, write_json, write_text
 from align.scoring import recompute, support
 from align.scoring.head import causal_lm
 from align.scoring.routing import Routing
+from align.start_check import ProbeLayout, StartCheck, must_agree
 from align.trainer import AlignTrainer
 from align.view import Scorer
 

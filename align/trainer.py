@@ -26,11 +26,11 @@ from transformers import PrinterCallback, Trainer
 from align.data.collate import MicroBatch
 from align.data.steps import Feed, Steps, StepShare
 from align.errors import UserError, shorten
-from align.guard import Drift, StartCheck
 from align.objectives import Batch, Objective, WholeStep, join_step, unit_groups, unit_weights
 from align.run import RunFolder, write_json, write_text
 from align.scoring.head import causal_lm
 from align.scoring.routing import routing_of
+from align.start_check import Drift, StartCheck
 from align.view import Scorer, bare_view, common_metrics
 
 if TYPE_CHECKING:

@@ -1,8 +1,7 @@
-"""Watches over a run.
+"""The check of a run's first step.
 
-At its first step policy and reference are the same model and must score the same. Where they do not, every later
-log-ratio is wrong, and no curve would show it: DPO's loss begins at ln 2, NPO's at 2/beta ln 2, only if all
-log-ratios are 0.
+There policy and reference are the same model and must score the same. Where they do not, every later log-ratio is
+wrong, and no curve would show it: DPO's loss begins at ln 2, NPO's at 2/beta ln 2, only if all log-ratios are 0.
 """
 
 from __future__ import annotations

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from align.data.collate import collate
-from align.guard import StartCheck, must_agree
 from align.objectives import NEGATIVE, POSITIVE, SAMPLE, load
 from align.reference import ADAPTER_OFF, FROZEN, References, freeze
 from align.reference.commands import entries
 from align.reference.store import Store, response_keys
 from align.scoring.logprobs import response_logps
+from align.start_check import StartCheck, must_agree
 from align.view import Scorer
 from tests import tiny
 from tests.commands import TRAIN, TWO_RANKS, metrics, run, trained
@@ -153,7 +153,7 @@ def test_dropout_makes_models_differ():
 
 
 RECIPE = """
-name: guarded
+name: start
 model:     {{path: {model}, adapter: {{rank: 4{adapter}}}}}
 data:      {{sources: [{data}], max_length: 128}}
 reference: {{store: {store}}}
@@ -165,7 +165,7 @@ output:    unset
 
 
 def write(folder: Path, model: Path, data: Path, adapter: str = "", objective: str = "dpo") -> Path:
-    recipe = folder / "guarded.yaml"
+    recipe = folder / "start.yaml"
     recipe.write_text(
         RECIPE.format(model=model, data=data, store=folder / "store", adapter=adapter, objective=objective)
     )
