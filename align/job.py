@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
-from align import likelihood_ratio, models, precision, processor
+from align import carried, guard_setup, likelihood_ratio, models, precision, processor
 from align.data import load as data_load
 from align.data.layout import NONE, PACKED, PADDED
 from align.data.ledger import Ledger
@@ -28,6 +28,7 @@ from align.data.stream import StreamFeed
 from align.errors import UserError, shorten
 from align.evaluation.before_after import BeforeAfter
 from align.evaluation.heldout import HeldOut
+from align.guard import Watchdog
 from align.negatives.sampling import Sampler
 from align.objectives import POSITIVE, Objective
 from align.precision import BF16
@@ -50,7 +51,7 @@ DEFAULTS = {"lr_scheduler_type": "linear", "weight_decay": 0.0, "report_to": "no
 
 
 def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
-    """Runs the recipe, or goes on with it. Raises UserError; FloatingPointError if a loss is not finite.
+    """Runs the recipe, or goes on with it. Raises UserError; FloatingPointError if a loss is not finite; Stopped.
 
     `callbacks` watch the loop beside the job's own, and are called before them.
     """
@@ -83,7 +84,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
         model=policy,
         args=args,
         objective=objective,
-        scorer=Scorer(objective, references, means, recipe.train.seed),
+        scorer=Scorer(objective, references, means, recipe.train.seed, guard_setup.pulls(recipe, objective, policy)),
         retain=recipe.retain,
         steps=steps,
         run=run,
@@ -92,10 +93,13 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
         callbacks=list(callbacks),
     )
     say(describe(recipe, trainer, args, layout))
-    report = add_callbacks(trainer, run, recipe, rows, sampler, tokenizer, layout)
+    guard = guard_setup.watchdog(recipe, trainer, rows, tokenizer, layout)
+    report = add_callbacks(trainer, run, recipe, rows, sampler, tokenizer, layout, guard)
     start_run_folder(run, recipe, rows, args, checkpoint, start_hash)
     if checkpoint:
-        trainer.restore(checkpoint)
+        carried.restore(trainer, checkpoint)
+        if guard is not None:
+            guard.restore(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     write_data(run, rows, steps)
     report.after()
@@ -248,8 +252,9 @@ def _epochs(feed: Feed) -> str:
 
 
 def add_callbacks(
-    trainer, run: RunFolder, recipe: Recipe, rows: Rows | Streams, sampler: Sampler | None, tokenizer, layout: str
-) -> BeforeAfter:
+    trainer, run: RunFolder, recipe: Recipe, rows: Rows | Streams, sampler: Sampler | None, tokenizer, layout: str,
+    guard: Watchdog | None,
+) -> BeforeAfter:  # fmt: skip
     held_out = HeldOut(
         rows.held_out, state=PartialState(), device=trainer.args.device,
         tokens_per_device=recipe.train.tokens_per_device, pad_id=tokenizer.eos_token_id, layout=layout,
@@ -268,7 +273,8 @@ def add_callbacks(
     notes = how_to_use(recipe, trainer.objective)
     if recipe.train.snapshots:
         callbacks.append(KeepSnapshots(trainer, run, recipe.train.prompts_per_step, notes))
-    for callback in [*callbacks, ProgressLine(), CarryState(trainer), NameCheckpoints(run)]:
+    guards = [] if guard is None else [guard]
+    for callback in [*callbacks, *guards, ProgressLine(), CarryState(trainer), NameCheckpoints(run, guard)]:
         trainer.add_callback(callback)
     return report
 

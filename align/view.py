@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from align.data.collate import MicroBatch
 from align.data.tokenize import ROLE_NAMES
 from align.objectives import SAMPLE, Batch, Objective, WholeStep
+from align.pulls import Pulls
 from align.reference import References
 from align.reference.ema import RunningMeans
 from align.scoring.extras import extra
@@ -19,8 +20,15 @@ from align.scoring.logprobs import response_logps, response_scores
 class Scorer:
     """Scores micro-batches for one objective. Every rank must call its methods equally often (ZeRO-3)."""
 
-    def __init__(self, objective: Objective, references: References | None, means: RunningMeans | None, seed: int):
-        self.objective, self.references, self.means, self.seed = objective, references, means, seed
+    def __init__(
+        self,
+        objective: Objective,
+        references: References | None,
+        means: RunningMeans | None,
+        seed: int,
+        pulls: Pulls | None = None,
+    ):
+        self.objective, self.references, self.means, self.seed, self.pulls = objective, references, means, seed, pulls
 
     @torch.no_grad()
     def others(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
@@ -46,7 +54,7 @@ class Scorer:
         names = self.objective.extras
         k = self.objective.num_alternatives if "alternatives" in names else 0
         wanted = {name: extra(name, batch, k=k, seed=self.seed, step=step) for name in names}
-        return response_scores(model, batch, wanted)
+        return response_scores(model, batch, wanted, None if self.pulls is None else self.pulls.follow)
 
     def view(
         self,
@@ -63,7 +71,8 @@ class Scorer:
         part = batch.for_objective(self.objective.roles())
         width = part.mask.shape[1]
         own = {name: values[chosen, :width] for name, values in extras.items()}
-        return dataclasses.replace(bare_view(part, logps[chosen, :width]), extras=own, step=step, **others)
+        view = dataclasses.replace(bare_view(part, logps[chosen, :width]), extras=own, step=step, **others)
+        return view if self.pulls is None else self.pulls.scaled(view)
 
     def mismatched_log_ratios(self, model: nn.Module, batch: MicroBatch) -> Tensor:
         """(N,) log-ratios of responses to the reference, behind prompts that are not theirs; none of a stand-in."""
