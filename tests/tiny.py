@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from align.data import sources
 from align.data.examples import Example, Response
 from align.data.ledger import Ledger
 from align.data.tokenize import TokenizedRow, encode_row
@@ -83,6 +84,31 @@ def save(folder: str | Path, seed: int = 0, **config) -> None:
     """Writes model and tokenizer to a folder that `from_pretrained` loads."""
     llama(seed, **config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
+
+
+def school(folder: str | Path) -> None:
+    """Writes a model that has learned some hundred steps from the benign and the retain rows, byte by byte."""
+    model, encoder = llama(hidden_size=64, intermediate_size=128), tokenizer()
+    texts = []
+    for name, split in (("builtin:benign", "heldout"), ("builtin:retain", "train")):
+        for example in sources.read(name, split, on_bad_rows="stop", ledger=Ledger()):
+            messages = [{"role": role, "content": content} for role, content in example.prompt]
+            messages.append({"role": "assistant", "content": example.texts("positive")[0]})
+            texts.append(encoder.apply_chat_template(messages, tokenize=False))
+    ids = [encoder(text, add_special_tokens=False)["input_ids"][:256] for text in texts]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        chosen = [ids[index] for index in torch.randint(len(ids), (8,), generator=draw).tolist()]
+        width = max(map(len, chosen))
+        batch = torch.tensor([one + [258] * (width - len(one)) for one in chosen])
+        loss = model(input_ids=batch, labels=batch.masked_fill(batch == 258, -100)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 2.4, "bytes of English: a model that knows nothing has 5.6 nats"
+    model.save_pretrained(folder)
+    encoder.save_pretrained(folder)
 
 
 def row(
