@@ -183,7 +183,8 @@ class Watchdog(TrainerCallback):
         if action == STOP:
             self.verdict = f"guard: step {step}: {text}"
         if self.trainer.is_world_process_zero():
-            event = {"step": step, "watch": watch, "value": value, "budget": budget, "action": action, "text": text}
+            number = value if math.isfinite(value) else None  # which JSON has no word for
+            event = {"step": step, "watch": watch, "value": number, "budget": budget, "action": action, "text": text}
             self.run.add_guard_event(event)
             if action != STOP:  # which is said when the program ends
                 print(f"\nguard: step {step}: {text}", flush=True)
@@ -227,6 +228,7 @@ class Watchdog(TrainerCallback):
         self.watches.start = state["start"]
         self.watches.rows.load(folder / START)
         self.ladder.restore(state["ladder"])
+        self.trainer.pulls.negative_weight = self.ladder.weight
         self.pace.restore(state["pace"], json.loads((folder / "trainer_state.json").read_text())["global_step"])
         if self.anchor is not None:
             self.anchor.rows.load(folder / HELD)

@@ -10,7 +10,7 @@ from torch import nn
 from align.anchor import Anchor
 from align.calibration import Calibration
 from align.guard import Watchdog
-from align.guard_options import ACTIONS, ANCHOR, LOWER, OFF
+from align.guard_options import ACTIONS, ANCHOR, LOWER, OFF, WARN
 from align.guard_rows import FixedRows, neutral_rows, watched_rows
 from align.guard_watches import Watches
 from align.objectives import NEGATIVE, Objective
@@ -59,10 +59,11 @@ def watchdog(recipe: Recipe, trainer: AlignTrainer, rows: Rows | Streams, tokeni
 def may(recipe: Recipe, objective: Objective, action: str) -> bool:
     """Whether the recipe allows an action, and whether it makes sense for the objective.
 
-    Where each role has an adapter of its own, negatives pull at nothing but theirs, and an anchor has never been tried.
+    A run that pushes nothing down is meant to change: it is warned of, no more. Where each role has an adapter of its
+    own, negatives pull at nothing but theirs, and an anchor has never been tried.
     """
     if ACTIONS.index(action) > ACTIONS.index(recipe.guard.action):
         return False
-    if "heads" in objective.needs:
-        return action not in (LOWER, ANCHOR)
-    return action != LOWER or NEGATIVE in objective.roles()
+    if NEGATIVE not in objective.roles():
+        return action == WARN
+    return "heads" not in objective.needs or action not in (LOWER, ANCHOR)

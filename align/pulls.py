@@ -113,10 +113,10 @@ class Pulls:
     def state(self) -> dict:
         """What goes on from step to step, in JSON's types."""
         means = self.calibration.means if self.calibration is not None else {}
-        return {"negative_weight": self.negative_weight, "largest": self.largest, "calibration": means}
+        return {"largest": self.largest, "calibration": means}
 
     def restore(self, state: dict) -> None:
-        self.negative_weight, self.largest = state["negative_weight"], state["largest"]
+        self.largest = state["largest"]
         if self.calibration is not None:
             self.calibration.means = state["calibration"]
 
