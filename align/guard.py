@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 STATE, START, HELD = "guard.json", "guard_start.safetensors", "guard_anchors.safetensors"  # files of a checkpoint
 RESTORE = "restore"
-_STEADY = 0.8  # share of itself that the running mean of the steps' log-ratios keeps
-_CARRIED = ("log_ratios", "was_over", "good", "own", "alarms")
+_STEADY = 0.8  # share of itself that the running mean of what the steps tell keeps
+_MOVED = 1.0  # nat a token by which negatives fall between two measurements, at most: then it is time for another
+_CARRIED = ("steady", "negative_then", "was_over", "good", "own", "alarms")
 
 
 class Watchdog(TrainerCallback):
@@ -49,8 +50,9 @@ class Watchdog(TrainerCallback):
         self.trainer, self.run, self.watches, self.anchor, self.saves = trainer, run, watches, anchor, saves
         self.budgets = {name: value for name, value in vars(config.budgets).items() if value is not None}
         self.ladder, self.pace = Ladder(allowed), Pace(config.every)
-        self.log_ratios: dict[str, float] = {}  # role -> running mean of what each step tells
-        self.was_over = False  # whether they were, after the step before
+        self.steady: dict[str, float] = {}  # metric -> running mean of what each step tells for nothing
+        self.negative_then: float | None = None  # that of the negatives' log-prob at the last measurement
+        self.was_over = False  # whether a measurement was called for since these exceeded a budget
         self.good: int | None = None  # the newest checkpoint that a measurement has found within all budgets
         self.own: list[int] = []  # the steps whose checkpoints are the guard's
         self.alarms, self.verdict = 0, ""  # why the run ends
@@ -116,19 +118,23 @@ class Watchdog(TrainerCallback):
     def _note(self, step: int) -> bool:
         """Takes in what a step tells for nothing; whether that calls for a measurement at once."""
         metrics = self.trainer.step_metrics
-        for role in ("positive", "sample"):
-            if f"log_ratio/{role}" in metrics:
-                now = metrics[f"log_ratio/{role}"]
-                self.log_ratios[role] = _STEADY * self.log_ratios.get(role, now) + (1 - _STEADY) * now
+        for name in ("log_ratio/positive", "log_ratio/sample", "logps/negative"):
+            if name in metrics:
+                self.steady[name] = _STEADY * self.steady.get(name, metrics[name]) + (1 - _STEADY) * metrics[name]
         values = self._noted()
         metrics |= {f"guard/{name}": value for name, value in values.items()}
-        is_over, was_over = self._excess(values)[0] > 1, self.was_over
-        self.was_over = is_over
-        return is_over and not was_over and not self.pace.is_close(step)
+        negative = self.steady.get("logps/negative", 0.0)
+        if self.negative_then is None:
+            self.negative_then = negative
+        is_over, has_moved = self._excess(values)[0] > 1, self.negative_then - negative > _MOVED
+        calls = ((is_over and not self.was_over) or has_moved) and not self.pace.is_close(step)
+        self.was_over = is_over and (self.was_over or calls)
+        return calls
 
     def _noted(self) -> dict[str, float]:
         metrics = self.trainer.step_metrics
-        values = {role: -value for role, value in self.log_ratios.items()}
+        values = {role: -self.steady[f"log_ratio/{role}"] for role in ("positive", "sample")
+                  if f"log_ratio/{role}" in self.steady}  # fmt: skip
         if "guard/gradient_ratio" in metrics:
             values["displacement"] = metrics["guard/gradient_ratio"] * metrics["guard/gradient_cosine"]
         return values
@@ -145,6 +151,7 @@ class Watchdog(TrainerCallback):
         self.pace.measured(_slowest(time.monotonic() - started), step)
         self.trainer.step_metrics |= {f"guard/{name}": value for name, value in values.items()}
         self.trainer.step_metrics["guard/share"] = self.pace.share
+        self.negative_then = self.steady.get("logps/negative", 0.0)
         excess, worst = self._excess(values)
         if excess > 1:
             self.alarms += 1
@@ -168,7 +175,7 @@ class Watchdog(TrainerCallback):
             return "a KL anchor holds the policy to its start from here on"
         if action == ROLLBACK:
             roll_back(self.trainer, self.run.checkpoint(self.good))
-            self.log_ratios, self.was_over = {}, False
+            self.steady, self.negative_then, self.was_over = {}, None, False
             return f"weights and optimiser are those of {self.run.checkpoint(self.good).name} again"
         return self._last_words() if action == STOP else "nothing is done yet"
 
