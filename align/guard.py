@@ -23,6 +23,7 @@ from align.guard_ladder import Ladder
 from align.guard_options import ANCHOR, LOWER, ROLLBACK, STOP, Guard
 from align.guard_pace import Pace
 from align.guard_watches import WORDS, Watches
+from align.reference import ADAPTER_OFF, References
 from align.run import RunFolder, write_json
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 STATE, START, HELD = "guard.json", "guard_start.safetensors", "guard_anchors.safetensors"  # files of a checkpoint
 RESTORE = "restore"
 _STEADY = 0.8  # share of itself that the running mean of what the steps tell keeps
+_ANSWERS_EVERY = 4  # measurements with one of short answers, which take the longest
 _MOVED = 1.0  # nat a token by which negatives fall between two measurements, at most: then it is time for another
 _CARRIED = ("steady", "negative_then", "was_over", "good", "own", "alarms")
 
@@ -65,7 +67,7 @@ class Watchdog(TrainerCallback):
             return  # gone on with
         started = time.monotonic()
         self.watches.begin(self.trainer.model_wrapped)
-        if self.anchor is not None:
+        if self.anchor is not None and not self._has_adapter():
             self.anchor.rows.note_start(self.trainer.model_wrapped)
         self.pace.prepared(_slowest(time.monotonic() - started))
 
@@ -97,7 +99,7 @@ class Watchdog(TrainerCallback):
         if state.is_world_process_zero:
             write_json(folder / STATE, self.state())
             self.watches.rows.save(folder / START)
-            if self.anchor is not None:
+            if self.trainer.anchor is not None or (self.anchor is not None and not self._has_adapter()):
                 self.anchor.rows.save(folder / HELD)
         if self.saving_since is not None:
             self.pace.spent += _slowest(time.monotonic() - self.saving_since)
@@ -147,7 +149,8 @@ class Watchdog(TrainerCallback):
     def _check(self, step: int, control) -> None:
         """Measures, and acts on it."""
         started = time.monotonic()
-        values = self.watches.measure(self.trainer.model_wrapped) | self._noted()
+        with_answers = self.pace.measurements % _ANSWERS_EVERY == 0
+        values = self.watches.measure(self.trainer.model_wrapped, with_answers=with_answers) | self._noted()
         self.pace.measured(_slowest(time.monotonic() - started), step)
         self.trainer.step_metrics |= {f"guard/{name}": value for name, value in values.items()}
         self.trainer.step_metrics["guard/share"] = self.pace.share
@@ -171,6 +174,9 @@ class Watchdog(TrainerCallback):
             self.trainer.pulls.negative_weight = self.ladder.weight
             return f"negatives weigh {self.ladder.weight:g} from here on"
         if action == ANCHOR:
+            if not self.anchor.rows.start:  # without its adapter the policy is what it was at the start
+                with References(ADAPTER_OFF, None, {}).model(ADAPTER_OFF, self.trainer.model_wrapped) as start:
+                    self.anchor.rows.note_start(start)
             self.trainer.anchor = self.anchor
             return "a KL anchor holds the policy to its start from here on"
         if action == ROLLBACK:
@@ -178,6 +184,9 @@ class Watchdog(TrainerCallback):
             self.steady, self.negative_then, self.was_over = {}, None, False
             return f"weights and optimiser are those of {self.run.checkpoint(self.good).name} again"
         return self._last_words() if action == STOP else "nothing is done yet"
+
+    def _has_adapter(self) -> bool:
+        return hasattr(self.trainer.model, "peft_config")
 
     def _last_words(self) -> str:
         good = "" if self.good is None else f"; the last good checkpoint is {self.run.checkpoint(self.good)}"
@@ -237,9 +246,9 @@ class Watchdog(TrainerCallback):
         self.ladder.restore(state["ladder"])
         self.trainer.pulls.negative_weight = self.ladder.weight
         self.pace.restore(state["pace"], json.loads((folder / "trainer_state.json").read_text())["global_step"])
-        if self.anchor is not None:
+        if self.anchor is not None and (folder / HELD).exists():
             self.anchor.rows.load(folder / HELD)
-            self.trainer.anchor = self.anchor if self.ladder.is_anchored else None
+        self.trainer.anchor = self.anchor if self.ladder.is_anchored else None
         if self.good is not None and not self.run.checkpoint(self.good).is_dir():
             self.good, self.own = None, []  # another run's checkpoint is gone on from
 

@@ -6,6 +6,7 @@ Shapes: T response tokens of a row, E values read at each position, K likeliest.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -33,23 +34,26 @@ if TYPE_CHECKING:
     from align.source_options import Source
 
 LOOKED_AT = 64  # rows of a kind from which the shortest are taken
-LONGEST = 32  # response tokens of a row that are scored: measuring must be cheap
+LONGEST = 24  # response tokens of a row that are scored: measuring must be cheap
 
 
 def watched_rows(
     recipe: Recipe, objective: Objective, tokenizer, train: Sequence[TokenizedRow], retain: Sequence[TokenizedRow]
 ) -> dict[str, list[TokenizedRow]]:
-    """kind -> rows: neutral prompts, and of what the run learns from negatives, positives and retain rows.
+    """kind -> rows: neutral prompts, and half as many of what the run learns from: negatives, positives, retain rows.
 
-    `train` and `retain` are rows of the run, the first ones of a stream.
+    `train` and `retain` are rows of the run, the first ones of a stream. Positives that have a reference are not there:
+    every step tells of them.
     """
-    count, found = recipe.guard.prompts, {"benign": neutral_rows(recipe, recipe.guard.sources, objective, tokenizer)}
-    if "heads" not in objective.needs:  # else negatives have an adapter of their own, that nobody writes with
-        for name, role in (("negative", NEGATIVE), ("positive", POSITIVE)):
-            rows = train if role in objective.roles() else []
-            found[name] = shortest([row for row in rows if any(r.role == role for r in row.responses)], role, count)
-    found["retain"] = shortest(retain, POSITIVE, count)
-    return found
+    count = math.ceil(recipe.guard.prompts / 2)
+    found = {"benign": neutral_rows(recipe, recipe.guard.sources, objective, tokenizer)}
+    roles = {"negative": NEGATIVE} | ({} if "reference" in objective.needs else {"positive": POSITIVE})
+    for name, role in roles.items():
+        # Where each role has an adapter of its own, nobody writes with that of the negatives.
+        is_read = role in objective.roles() and "heads" not in objective.needs
+        rows = [row for row in train if any(response.role == role for response in row.responses)] if is_read else []
+        found[name] = shortest(rows, role, count)
+    return found | {"retain": shortest(retain, POSITIVE, count)}
 
 
 def neutral_rows(recipe: Recipe, named: list[Source], objective: Objective, tokenizer) -> list[TokenizedRow]:

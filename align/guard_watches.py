@@ -37,7 +37,7 @@ WORDS = {
     "length": "short answers lost a share of {:.2f} of their length",
     "displacement": "negatives pull the rest down {:.2f} times as hard as it is held",
 }
-_ANSWERS, _ANSWER_TOKENS = 2, 24
+_ANSWERS, _ANSWER_TOKENS = 2, 16
 _READ = ("logps", "entropy", "top1", "repeated", "kl")
 
 
@@ -54,9 +54,9 @@ class Watches:
 
     def begin(self, model: nn.Module) -> None:
         """Takes the policy as it is now for the start."""
-        self.start = self._values(self.rows.note_start(model, _reader))
+        self.start = self._values(self.rows.note_start(model, _reader)) | self._answers()
 
-    def measure(self, model: nn.Module) -> dict[str, float]:
+    def measure(self, model: nn.Module, *, with_answers: bool) -> dict[str, float]:
         """watch -> how far it has gone; those of rows that there are none of are left out."""
 
         def reader(batch: MicroBatch) -> Read:
@@ -69,15 +69,17 @@ class Watches:
             return read
 
         now, start = self._values(self.rows.scores(model, reader)), self.start
+        now |= self._answers() if with_answers else {}
         values = {name: start[name] - now[name] for name in ("benign", "positive", "retain") if name in now}
         values |= {name: now[name] - start[name] for name in ("top1", "repeated", "repetition") if name in now}
         if "benign" in now:
             values |= {"kl": now["kl"], "entropy": abs(now["entropy"] - start["entropy"])}
+        if "length" in now:
             values["length"] = 1 - now["length"] / max(start["length"], 1.0)
         return values
 
     def _values(self, told: list[Tensor]) -> dict[str, float]:
-        """What is watched, as it is, from what was read at each token (T, 4 or 5) of each row; and of answers."""
+        """What is watched, as it is, from what was read at each token (T, 4 or 5) of each row."""
         found, first = {}, 0
         for name, own in self.groups.items():
             if own:
@@ -87,7 +89,7 @@ class Watches:
         values = {name: found[name]["logps"] for name in ("benign", "positive", "retain") if name in found}
         for name, names in (("benign", ("entropy", "kl")), ("negative", ("top1", "repeated"))):
             values |= {one: found[name][one] for one in names if one in found.get(name, {})}
-        return values | self._answers()
+        return values
 
     def _answers(self) -> dict[str, float]:
         """Mean length and repetition of short answers to neutral prompts."""

@@ -65,7 +65,7 @@ def test_every_watch_by_plain_loops():
     groups = watched.groups
     start = {name: means(model, rows) for name, rows in groups.items() if rows}
     before = [logps for logps, _, _ in positions(model, groups["benign"])]
-    told = watched.measure(changed(model))
+    told = watched.measure(changed(model), with_answers=True)
     now = {name: means(model, rows) for name, rows in groups.items() if rows}
     for name in ("benign", "positive"):
         assert told[name] == pytest.approx(start[name]["logps"] - now[name]["logps"], abs=1e-4)
@@ -83,7 +83,9 @@ def test_nothing_has_changed_at_the_start():
     model = tiny.llama()
     watched = watches(model)
     watched.begin(model)
-    assert watched.measure(model) == pytest.approx(dict.fromkeys(watched.measure(model), 0.0), abs=1e-5)
+    told = watched.measure(model, with_answers=True)
+    assert told == pytest.approx(dict.fromkeys(told, 0.0), abs=1e-5)
+    assert told.keys() - watched.measure(model, with_answers=False).keys() == {"length", "repetition"}
 
 
 def test_the_start_survives_being_written(tmp_path):
@@ -94,7 +96,7 @@ def test_the_start_survives_being_written(tmp_path):
     again.rows.load(tmp_path / "start.safetensors")
     again.start = watched.start
     changed(model)
-    assert again.measure(model) == watched.measure(model)
+    assert again.measure(model, with_answers=True) == watched.measure(model, with_answers=True)
 
 
 def test_rows_are_cut_and_the_shortest_taken():
