@@ -45,9 +45,7 @@ class Guard:
     every: int | None = option(
         None, ge=1, doc="Steps between measurements; null: as often as takes under 3 % of the steps' time."
     )
-    prompts: int = option(
-        4, ge=1, le=64, doc="Neutral prompts that are measured; half as many rows of every other kind."
-    )
+    prompts: int = option(4, ge=1, le=64, doc="Neutral prompts that are measured; half as many other rows of a kind.")
     sources: list[Source] = option(
         lambda: [Source(path="builtin:benign", split="heldout")],
         doc="Neutral prompts with good answers; never learned from.",
