@@ -158,6 +158,8 @@ class Watchdog(TrainerCallback):
         excess, worst = self._excess(values)
         if excess > 1:
             self.alarms += 1
+            if self.good == step:  # the first one, whose checkpoint is not written yet
+                self.good = None
             for action in self.ladder.alarm(excess, self.good is not None):
                 self._tell(step, worst, values[worst], action, self._act(action))
             return

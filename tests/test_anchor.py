@@ -10,6 +10,7 @@ import torch
 from align.anchor import STRENGTH, Anchor
 from align.guard_rows import FixedRows, shortest
 from align.objectives import POSITIVE
+from align.scoring.likeliest import K
 from tests import tiny
 
 ROWS = [tiny.row(f"What is {word}?", positives=[f"It is a {word}."]) for word in ("this", "that thing", "it")]
@@ -46,9 +47,10 @@ def test_the_mean_kl_from_the_start(anchor):
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.03 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
-    exact = (start.exp() * (start - log_distributions(model, anchor.rows.rows))).sum(-1).mean().item()
+    pairs = zip(start, log_distributions(model, anchor.rows.rows).detach(), strict=True)
+    each = [tiny.coarse_kl(p, q, p.topk(K).indices.tolist()) for p, q in pairs]
     loss = held(anchor, model)
-    assert 0.6 * exact < loss.item() <= exact + 1e-5
+    assert loss.item() == pytest.approx(sum(each) / len(each), abs=1e-5) and loss.item() > 0.01
     loss.backward()
     with torch.no_grad():
         for weight in model.parameters():

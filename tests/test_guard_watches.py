@@ -10,6 +10,7 @@ import torch
 from align.guard_rows import LONGEST, FixedRows, shortest
 from align.guard_watches import WORDS, Watches, repetition
 from align.objectives import NEGATIVE, POSITIVE
+from align.scoring.likeliest import K
 from tests import tiny
 
 BENIGN = [tiny.row("Who?", positives=["Me."]), tiny.row("What is it?", positives=["A small stone, and a bird on it."])]
@@ -73,8 +74,9 @@ def test_every_watch_by_plain_loops():
         assert told[name] == pytest.approx(now["negative"][name] - start["negative"][name], abs=1e-5)
     assert told["entropy"] == pytest.approx(abs(now["benign"]["entropy"] - start["benign"]["entropy"]), abs=1e-4)
     after = [logps for logps, _, _ in positions(model, groups["benign"])]
-    kl = sum((p.exp() * (p - q)).sum().item() for p, q in zip(after, before, strict=True)) / len(after)
-    assert 0.5 * kl < told["kl"] <= kl + 1e-5
+    pairs = zip(after, before, strict=True)
+    kl = sum(tiny.coarse_kl(p, q, q.topk(K).indices.tolist()) for p, q in pairs) / len(after)
+    assert told["kl"] == pytest.approx(kl, abs=1e-5) and kl > 0.01
     assert told.keys() <= WORDS.keys() and "retain" not in told
     assert model.training is False
 

@@ -41,7 +41,7 @@ def test_short_forms(load):
     [
         (["guard.action=warm"], "guard.action: 'warm' is not one of off, warn, lower, anchor, rollback, stop; did you"),
         (["guard.budgets.kl=0"], "guard.budgets.kl: 0 is out of range; it must be above 0"),
-        (["guard.budgets.ki=1"], "guard.budgets.ki: unknown key; did you mean 'kl'?"),
+        (["guard.budgets.retian=1"], "guard.budgets.retian: unknown key; did you mean 'retain'?"),
         (["guard.every=0"], "guard.every: 0 is out of range; it must be at least 1"),
         (["guard.sources=[builtin:benin]"], "did you mean 'benign'?"),
         (["guard.anchors=[none.jsonl]"], "guard.anchors[0].path: none.jsonl: no such file"),

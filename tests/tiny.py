@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -148,3 +149,12 @@ def batch(*prompts: Sequence[tuple[int, Sequence[float]]], seed: int = 0) -> Bat
         pairs=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
         ref_logps=ref_logps,
     )
+
+
+def coarse_kl(log_p: torch.Tensor, log_q: torch.Tensor, likeliest: Sequence[int]) -> float:
+    """KL(p || q) of two distributions (V,), all tokens but the `likeliest` taken together, by a plain loop."""
+    p, q = log_p.double().exp().tolist(), log_q.double().exp().tolist()
+    rest = [token for token in range(len(p)) if token not in set(likeliest)]
+    classes = [(p[token], q[token]) for token in likeliest]
+    classes.append((sum(p[token] for token in rest), sum(q[token] for token in rest)))
+    return sum(one * math.log(one / other) for one, other in classes)
