@@ -51,7 +51,7 @@ class Pace:
     def plan(self, step: int, in_force: bool) -> None:
         """Sets the next step to measure at, `step` being done. `in_force`: something is being mended."""
         if self.every is not None:
-            self.next = step + self.every
+            self.next = step + self.every - step % self.every
             return
         a_step = self.step_seconds / self.steps
         self.next = step + max(GAP, math.ceil(self.cost / SHARE / a_step / HURRY) if in_force else self.wait())

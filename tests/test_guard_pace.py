@@ -46,6 +46,12 @@ def test_a_fixed_number_of_steps_is_kept_whatever_it_takes():
     assert at == [7, 14, 21, 28]
 
 
+def test_a_measurement_that_was_not_planned_shifts_no_fixed_one():
+    pace = Pace(4)
+    pace.plan(5, in_force=True)
+    assert pace.next == 8
+
+
 def test_gone_on_with_it_measures_at_the_same_steps():
     pace = Pace(4)
     pace.restore(simulate(1.0, 1.0, 100).state(), step=10)
