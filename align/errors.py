@@ -45,6 +45,10 @@ class UserErrors(UserError):
         return self.errors
 
 
+class Stopped(Exception):
+    """A run that must not go on, though nothing is wrong with the program or the recipe: one line, exit code 1."""
+
+
 def printable(text: str) -> str:
     """`text` on one line, control characters (terminal escapes in data, say) shown as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -86,7 +90,7 @@ def run_main(main: Callable[[], None]) -> None:
         if is_first_process():
             print(error, file=sys.stderr)
         sys.exit(USER_ERROR)
-    except FloatingPointError as error:
+    except (FloatingPointError, Stopped) as error:
         if is_first_process():
             print(f"stopped: {error}", file=sys.stderr)
         sys.exit(FAILED)

@@ -1,121 +1,260 @@
-"""Watches over a run.
+"""The watchdog: measures what negatives do to everything else, and acts before it is lost.
 
-At its first step policy and reference are the same model and must score the same. Where they do not, every later
-log-ratio is wrong, and no curve would show it: DPO's loss begins at ln 2, NPO's at 2/beta ln 2, only if all
-log-ratios are 0.
+What is measured stands in `align.guard_watches`, when in `align.guard_pace`, what is done about it in
+`align.guard_ladder`. Here the loop meets them: all ranks measure together, have the same numbers and take the same
+actions. As long as no budget is exceeded nothing of the run is changed, to the last bit.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import NamedTuple
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
-from align.data.collate import MicroBatch
-from align.errors import UserError, shorten
-from align.objectives import SAMPLE, Batch, Objective
-from align.reference import ADAPTER_OFF, FROZEN, References
-from align.scoring.logprobs import response_logps
-from align.scoring.support import packed_differs
+from align.carried import roll_back
+from align.errors import Stopped
+from align.guard_ladder import Ladder
+from align.guard_options import ANCHOR, LOWER, ROLLBACK, STOP, Guard
+from align.guard_pace import Pace
+from align.guard_watches import WORDS, Watches
+from align.reference import ADAPTER_OFF, References
+from align.run import RunFolder, write_json
 
-# Largest mean |log-ratio| of a response, in nats a token, that is rounding: log-probs may have been stored from
-# another micro-batch, whose sums ran in another order.
-TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
+if TYPE_CHECKING:
+    from align.anchor import Anchor
+    from align.trainer import AlignTrainer
+
+STATE, START, HELD = "guard.json", "guard_start.safetensors", "guard_anchors.safetensors"  # files of a checkpoint
+RESTORE = "restore"
+_STEADY = 0.8  # share of itself that the running mean of what the steps tell keeps
+_ANSWERS_EVERY = 4  # measurements with one of short answers, which take the longest
+_MOVED = 1.0  # nat a token by which negatives fall between two measurements, at most: then it is time for another
+_CARRIED = ("steady", "negative_then", "was_over", "good", "own", "alarms")
 
 
-class Drift(NamedTuple):
-    """The response of a micro-batch that is furthest from what it must be."""
+class Watchdog(TrainerCallback):
+    """Stands behind the callbacks that sample and evaluate, and in front of those that name checkpoints.
 
-    nats: float  # mean |log-ratio| of its tokens
-    response: int  # which of those the objective sees
-    loss: float  # of the micro-batch, mean over its units
-    expected: float  # the same with all log-ratios 0
-
-
-class StartCheck:
-    """Compares policy and reference before the first optimiser step, where they must agree.
-
-    They must where the reference is the policy's own start: `adapter_off` (fresh LoRA matrices change nothing) or
-    `frozen`; and nothing is dropped at random while training.
+    `allowed` are the actions that the recipe allows and that make sense in this run. `saves`: it sees by itself to
+    checkpoints to roll back to, which are gone when the run ends well.
     """
 
-    def __init__(self, objective: Objective, references: References, precision: str):
-        self.objective, self.references = objective, references
-        self.tolerance = TOLERANCE[precision] + references.rounding
+    def __init__(
+        self, trainer: AlignTrainer, run: RunFolder, config: Guard, *,
+        watches: Watches, anchor: Anchor | None, allowed: tuple[str, ...], saves: bool,
+    ):  # fmt: skip
+        self.trainer, self.run, self.watches, self.anchor, self.saves = trainer, run, watches, anchor, saves
+        self.budgets = {name: value for name, value in vars(config.budgets).items() if value is not None}
+        self.ladder, self.pace = Ladder(allowed), Pace(config.every)
+        self.steady: dict[str, float] = {}  # metric -> running mean of what each step tells for nothing
+        self.negative_then: float | None = None  # that of the negatives' log-prob at the last measurement
+        self.was_over = False  # whether a measurement was called for since these exceeded a budget
+        self.good: int | None = None  # the newest checkpoint that a measurement has found within all budgets
+        self.own: list[int] = []  # the steps whose checkpoints are the guard's
+        self.alarms, self.verdict = 0, ""  # why the run ends
+        self.began, self.saving_since = 0.0, None
 
-    def drift(self, view: Batch) -> Drift | None:
-        """The worst response of a micro-batch; None if all log-ratios are 0 within rounding, or need not be."""
-        held = torch.tensor([self._is_own(role) for role in view.role.tolist()], device=view.role.device)  # (N,)
-        if view.ref_logps is None or not held.any():
-            return None
-        log_ratios = (view.logps.detach() - view.ref_logps).abs() * view.mask
-        means = (log_ratios.sum(-1) / view.mask.sum(-1).clamp(min=1)).masked_fill(~held, 0.0)  # (N,)
-        worst = int(means.argmax())
-        if not means[worst] > self.tolerance:  # nan is no drift: the loss is then not finite, which stops the run
-            return None
-        ref_logps = torch.where(held[:, None], view.logps.detach(), view.ref_logps)
-        expected = self.objective(dataclasses.replace(view, ref_logps=ref_logps)).losses
-        loss = self.objective(view).losses
-        return Drift(means[worst].item(), worst, loss.mean().item(), expected.mean().item())
-
-    def _is_own(self, role: int) -> bool:
-        who = self.references.samples if role == SAMPLE else self.references.policy
-        return who in (ADAPTER_OFF, FROZEN)
-
-    @torch.no_grad()
-    def error(self, model: nn.Module, batch: MicroBatch, drift: Drift | None) -> UserError:
-        """What is wrong, told by scoring the micro-batch `batch` with this rank's drift (None: another's) again.
-
-        Every rank must call this equally often.
-        """
-        part = batch.for_objective(self.objective.roles())
-        stored, live = (self.references.logps(model, part, live=live) for live in (False, True))
-        training, was_training = response_logps(model, part), model.training
-        model.eval()
-        scoring = response_logps(model, part)
-        model.train(was_training)
-        if drift is None:
-            return UserError("step 1", "policy and reference differ on another rank", "see what that one says")
-
-        def is_far(one: Tensor, other: Tensor) -> bool:
-            mask = part.mask[drift.response]
-            return ((one - other)[drift.response].abs() * mask).sum() / mask.sum() > self.tolerance / 2
-
-        if is_far(stored, live):
-            why, fix = (
-                "the stored log-probs are not the reference's",
-                "see align ref verify, or set reference.store=off",
-            )
-        elif is_far(training, scoring):
-            why, fix = "the model computes otherwise while it trains", "turn off what is random or different there"
-        else:
-            why, fix = "their weights differ", "name the reference by its path if it is another model"
-        example = part.rows[int(part.prompt[drift.response])].example
-        what = (
-            f"policy and reference are the same model, but on {shorten(example.prompt, 40)} they are "
-            f"{drift.nats:.2g} nats a token apart (loss {drift.loss:.4f}, must be {drift.expected:.4f}): {why}"
-        )
-        return UserError(f"step 1: {example.place}", what, fix)
-
-
-class ProbeLayout(TrainerCallback):
-    """Before the first step, whether the packed layout equals the padded one; for models that could not run earlier."""
-
-    def __init__(self, trainer):
-        self.trainer = trainer
+    # The loop
 
     def on_train_begin(self, args, state, control, **kwargs):
-        reason = packed_differs(self.trainer.model_wrapped)
-        if reason:
-            what = f"this model cannot be packed: {shorten(reason, 160)}"
-            raise UserError("data.layout", what, "set data.layout=padded")
+        if self.watches.start:
+            return  # gone on with
+        started = time.monotonic()
+        self.watches.begin(self.trainer.model_wrapped)
+        if self.anchor is not None and not self._has_adapter():
+            self.anchor.rows.note_start(self.trainer.model_wrapped)
+        self.pace.prepared(_slowest(time.monotonic() - started))
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.began = time.monotonic()
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.pace.took_step(time.monotonic() - self.began)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        step, calls = state.global_step, self._note(state.global_step)
+        if self.saves and step == 1:  # nothing is lost after one step: the first checkpoint to go back to
+            self._save(step, control)
+        if step >= self.pace.next or calls:
+            self.pace.step_seconds = _slowest(self.pace.step_seconds)
+            is_planned = self.pace.every is not None or calls or self.ladder.in_force
+            if is_planned or not self.pace.wait():
+                self._check(step, control)
+            self.pace.plan(step, self.ladder.in_force)
+        if self.ladder.weight != 1.0:
+            self.trainer.step_metrics["guard/negative_weight"] = self.ladder.weight
+
+    def on_log(self, args, state, control, **kwargs):
+        if self.verdict:  # the step's metrics are written
+            raise Stopped(self.verdict)
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero:
+            write_json(folder / STATE, self.state())
+            self.watches.rows.save(folder / START)
+            if self.trainer.anchor is not None or (self.anchor is not None and not self._has_adapter()):
+                self.anchor.rows.save(folder / HELD)
+        if self.saving_since is not None:
+            self.pace.spent += _slowest(time.monotonic() - self.saving_since)
+            self.saving_since = None
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.pace.step_seconds = _slowest(self.pace.step_seconds)
+        if not state.is_world_process_zero:
+            return
+        for step in self.own:
+            shutil.rmtree(self.run.checkpoint(step), ignore_errors=True)
+        if self.own and not any(self.run.checkpoints.iterdir()):
+            self.run.checkpoints.rmdir()
+        print(f"\n{self.summary()}", flush=True)
+
+    # Measuring
+
+    def _note(self, step: int) -> bool:
+        """Takes in what a step tells for nothing; whether that calls for a measurement at once."""
+        metrics = self.trainer.step_metrics
+        for name in ("log_ratio/positive", "log_ratio/sample", "logps/negative"):
+            if name in metrics:
+                self.steady[name] = _STEADY * self.steady.get(name, metrics[name]) + (1 - _STEADY) * metrics[name]
+        values = self._noted()
+        metrics |= {f"guard/{name}": value for name, value in values.items()}
+        negative = self.steady.get("logps/negative", 0.0)
+        if self.negative_then is None:
+            self.negative_then = negative
+        is_over, has_moved = self._excess(values)[0] > 1, self.negative_then - negative > _MOVED
+        calls = ((is_over and not self.was_over) or has_moved) and not self.pace.is_close(step)
+        self.was_over = is_over and (self.was_over or calls)
+        return calls
+
+    def _noted(self) -> dict[str, float]:
+        metrics = self.trainer.step_metrics
+        values = {role: -self.steady[f"log_ratio/{role}"] for role in ("positive", "sample")
+                  if f"log_ratio/{role}" in self.steady}  # fmt: skip
+        if "guard/gradient_ratio" in metrics:
+            values["displacement"] = metrics["guard/gradient_ratio"] * metrics["guard/gradient_cosine"]
+        return values
+
+    def _excess(self, values: dict[str, float]) -> tuple[float, str]:
+        """(the value of the worst watch over its budget, which one that is); no number is worse than any."""
+        found = [(values[name] / budget, name) for name, budget in self.budgets.items() if name in values]
+        return max(((one if math.isfinite(one) else math.inf, name) for one, name in found), default=(0.0, ""))
+
+    def _check(self, step: int, control) -> None:
+        """Measures, and acts on it."""
+        started = time.monotonic()
+        with_answers = self.pace.measurements % _ANSWERS_EVERY == 0
+        values = self.watches.measure(self.trainer.model_wrapped, with_answers=with_answers) | self._noted()
+        self.pace.measured(_slowest(time.monotonic() - started), step)
+        self.trainer.step_metrics |= {f"guard/{name}": value for name, value in values.items()}
+        self.trainer.step_metrics["guard/share"] = self.pace.share
+        self.negative_then = self.steady.get("logps/negative", 0.0)
+        excess, worst = self._excess(values)
+        if excess > 1:
+            self.alarms += 1
+            if self.good == step:  # the first one, whose checkpoint is not written yet
+                self.good = None
+            for action in self.ladder.alarm(excess, self.good is not None):
+                self._tell(step, worst, values[worst], action, self._act(action))
+            return
+        self._find_good(step, control)
+        if self.ladder.calm(excess):
+            self.trainer.pulls.negative_weight = self.ladder.weight
+            self._tell(step, worst, values[worst], RESTORE, f"negatives weigh {self.ladder.weight:g} again")
+
+    # Acting
+
+    def _act(self, action: str) -> str:
+        """Takes an action and says what it was."""
+        if action == LOWER:
+            self.trainer.pulls.negative_weight = self.ladder.weight
+            return f"negatives weigh {self.ladder.weight:g} from here on"
+        if action == ANCHOR:
+            if not self.anchor.rows.start:  # without its adapter the policy is what it was at the start
+                with References(ADAPTER_OFF, None, {}).model(ADAPTER_OFF, self.trainer.model_wrapped) as start:
+                    self.anchor.rows.note_start(start)
+            self.trainer.anchor = self.anchor
+            return "a KL anchor holds the policy to its start from here on"
+        if action == ROLLBACK:
+            roll_back(self.trainer, self.run.checkpoint(self.good))
+            self.steady, self.negative_then, self.was_over = {}, None, False
+            return f"weights and optimiser are those of {self.run.checkpoint(self.good).name} again"
+        return self._last_words() if action == STOP else "nothing is done yet"
+
+    def _has_adapter(self) -> bool:
+        return hasattr(self.trainer.model, "peft_config")
+
+    def _last_words(self) -> str:
+        good = "" if self.good is None else f"; the last good checkpoint is {self.run.checkpoint(self.good)}"
+        return f"the run is stopped{good}"
+
+    def _tell(self, step: int, watch: str, value: float, action: str, done: str) -> None:
+        """Writes an event down, and says it."""
+        budget = self.budgets[watch]
+        text = f"{WORDS[watch].format(value)} (budget {budget:g}): {done}"
+        if action == STOP:
+            self.verdict = f"guard: step {step}: {text}"
+        if self.trainer.is_world_process_zero():
+            number = value if math.isfinite(value) else None  # which JSON has no word for
+            event = {"step": step, "watch": watch, "value": number, "budget": budget, "action": action, "text": text}
+            self.run.add_guard_event(event)
+            if action != STOP:  # which is said when the program ends
+                print(f"\nguard: step {step}: {text}", flush=True)
+
+    def _save(self, step: int, control) -> None:
+        """Has the loop write a checkpoint, on the guard's account."""
+        control.should_save, self.saving_since = True, time.monotonic()
+        self.good = step
+        self.own.append(step)
+
+    def _find_good(self, step: int, control) -> None:
+        """Notes the newest checkpoint: the policy has just been found within its budgets."""
+        if control.should_save:
+            self.good = step
+        elif self.saves:
+            self._save(step, control)
+        else:
+            steps = gather_object([self.run.checkpoint_steps()])[0]
+            self.good = steps[-1] if steps else None
+
+    def summary(self) -> str:
+        """What the guard did, in one line."""
+        count, alarms = self.pace.measurements, self.alarms
+        times = f"{count} measurement{'s' * (count != 1)}, {self.pace.share:.1%} of the time of the steps"
+        found = f"{alarms} alarm{'s' * (alarms != 1)}, see {self.run.guard}" if alarms else "no alarm"
+        return f"guard: {times}; {found}"
+
+    # Going on
+
+    def state(self) -> dict:
+        """What goes on from step to step, in JSON's types."""
+        own = {name: getattr(self, name) for name in _CARRIED}
+        return own | {"start": self.watches.start, "ladder": self.ladder.state(), "pace": self.pace.state()}
+
+    def restore(self, folder: Path) -> None:
+        """Goes on as in a checkpoint. Of one that was written with guard.action: off, the policy there is the start."""
+        if not (folder / STATE).exists():
+            return
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        vars(self).update({name: state[name] for name in _CARRIED})
+        self.watches.start = state["start"]
+        self.watches.rows.load(folder / START)
+        self.ladder.restore(state["ladder"])
+        self.trainer.pulls.negative_weight = self.ladder.weight
+        self.pace.restore(state["pace"], json.loads((folder / "trainer_state.json").read_text())["global_step"])
+        if self.anchor is not None and (folder / HELD).exists():
+            self.anchor.rows.load(folder / HELD)
+        self.trainer.anchor = self.anchor if self.ladder.is_anchored else None
+        if self.good is not None and not self.run.checkpoint(self.good).is_dir():
+            self.good, self.own = None, []  # another run's checkpoint is gone on from
 
 
-def must_agree(model: nn.Module) -> bool:
-    """Whether a model computes the same while it trains: nothing in it is dropped at random."""
-    config = model.config.get_text_config()
-    rates = [getattr(config, name, None) or 0.0 for name in ("attention_dropout", "hidden_dropout")]  # functional ones
-    return not any(rates) and not any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in model.modules())
+def _slowest(seconds: float) -> float:
+    """The most of all ranks."""
+    return max(gather_object([seconds]))

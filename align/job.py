@@ -19,7 +19,7 @@ from transformers.integrations import (
 )
 from transformers.utils import logging as transformers_logging
 
-from align import likelihood_ratio, models, precision, processor
+from align import carried, guard_setup, likelihood_ratio, models, precision, processor
 from align.data import load as data_load
 from align.data.layout import NONE, PACKED, PADDED
 from align.data.ledger import Ledger
@@ -32,7 +32,7 @@ from align.data.stream import StreamFeed
 from align.errors import Interrupted, UserError, shorten
 from align.evaluation.before_after import BeforeAfter
 from align.evaluation.heldout import HeldOut
-from align.guard import ProbeLayout, StartCheck, must_agree
+from align.guard import Watchdog
 from align.interruption import EndBehindStep
 from align.negatives import in_context
 from align.negatives.sampling import Sampler
@@ -49,6 +49,7 @@ from align.run import HEADS_FILE, RunFolder, write_json, write_text
 from align.scoring import recompute, support
 from align.scoring.head import causal_lm
 from align.scoring.routing import Routing
+from align.start_check import ProbeLayout, StartCheck, must_agree
 from align.trainer import AlignTrainer
 from align.view import Scorer
 
@@ -57,7 +58,7 @@ DEFAULTS = {"lr_scheduler_type": "linear", "weight_decay": 0.0, "report_to": "no
 
 
 def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
-    """Runs the recipe, or goes on with it. Raises UserError; FloatingPointError if a loss is not finite.
+    """Runs the recipe, or goes on with it. Raises UserError; FloatingPointError if a loss is not finite; Stopped.
 
     `callbacks` watch the loop beside the job's own, and are called before them.
     """
@@ -91,7 +92,9 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
         model=policy,
         args=args,
         objective=objective,
-        scorer=Scorer(objective, references, means, recipe.train.seed, teacher),
+        scorer=Scorer(
+            objective, references, means, recipe.train.seed, teacher, guard_setup.pulls(recipe, objective, policy)
+        ),
         retain=recipe.retain,
         steps=steps,
         run=run,
@@ -100,12 +103,15 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
         callbacks=list(callbacks),
     )
     say(describe(recipe, trainer, args, layout))
-    measures = add_callbacks(trainer, run, recipe, rows, sampler, tokenizer, layout)
+    guard = guard_setup.watchdog(recipe, trainer, rows, tokenizer, layout)
+    measures = add_callbacks(trainer, run, recipe, rows, sampler, tokenizer, layout, guard)
     trainer.add_callback(writer)
     start_run_folder(run, recipe, rows, args, checkpoint, start_hash, references)
     with writer:
         if checkpoint:
-            trainer.restore(checkpoint)
+            carried.restore(trainer, checkpoint)
+            if guard is not None:
+                guard.restore(checkpoint)
         with trainer.interruption:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         write_data(run, rows, steps)
@@ -268,8 +274,9 @@ def _epochs(feed: Feed) -> str:
 
 
 def add_callbacks(
-    trainer, run: RunFolder, recipe: Recipe, rows: Rows | Streams, sampler: Sampler | None, tokenizer, layout: str
-) -> BeforeAfter:
+    trainer, run: RunFolder, recipe: Recipe, rows: Rows | Streams, sampler: Sampler | None, tokenizer, layout: str,
+    guard: Watchdog | None,
+) -> BeforeAfter:  # fmt: skip
     held_out = HeldOut(
         rows.held_out, state=PartialState(), device=trainer.args.device,
         tokens_per_device=recipe.train.tokens_per_device, pad_id=tokenizer.eos_token_id, layout=layout,
@@ -291,7 +298,8 @@ def add_callbacks(
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(run.path / "tensorboard")  # not among the checkpoints
-    for callback in [*callbacks, ProgressLine(), EndBehindStep(trainer), CarryState(trainer), NameCheckpoints(run)]:
+    own = [*callbacks, *([] if guard is None else [guard]), ProgressLine(), EndBehindStep(trainer), CarryState(trainer)]
+    for callback in [*own, NameCheckpoints(run, guard)]:
         trainer.add_callback(callback)
     return measures
 

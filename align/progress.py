@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 from accelerate import PartialState
 from transformers import TrainerCallback
 
+from align.carried import keep
 from align.negatives.sampling import Sampler
 from align.run import RunFolder, write_text
 
 if TYPE_CHECKING:
+    from align.guard import Watchdog
     from align.trainer import AlignTrainer
 
 
@@ -65,7 +67,7 @@ class CarryState(TrainerCallback):
             self.trainer.scorer.means.update()
 
     def on_save(self, args, state, control, **kwargs):
-        self.trainer.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        keep(self.trainer, Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class KeepSnapshots(TrainerCallback):
@@ -97,11 +99,12 @@ def save_whole(trainer: AlignTrainer, folder: Path, notes: dict[str, str]) -> No
 class NameCheckpoints(TrainerCallback):
     """Gives a checkpoint its name `step-N` when it is complete, and prunes old ones.
 
-    The loop writes `checkpoint-N`; a run killed in between leaves that name, which no resume looks at.
+    The loop writes `checkpoint-N`; a run killed in between leaves that name, which no resume looks at. The checkpoint
+    that the guard would go back to is spared.
     """
 
-    def __init__(self, run: RunFolder):
-        self.run = run
+    def __init__(self, run: RunFolder, guard: Watchdog | None):
+        self.run, self.guard = run, guard
 
     def on_save(self, args, state, control, **kwargs):
         everyone = PartialState()
@@ -113,8 +116,10 @@ class NameCheckpoints(TrainerCallback):
             shutil.rmtree(target, ignore_errors=True)
             os.replace(written, target)
             if args.save_total_limit:
+                spared = None if self.guard is None else self.guard.good
                 for step in self.run.checkpoint_steps()[: -args.save_total_limit]:
-                    shutil.rmtree(self.run.checkpoint(step))
+                    if step != spared:
+                        shutil.rmtree(self.run.checkpoint(step))
         everyone.wait_for_everyone()
 
 

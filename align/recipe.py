@@ -13,11 +13,13 @@ from align import mining_checks, objectives, recipe_checks, yaml_lines
 from align.data import sources
 from align.data.layout import ALL, AUTO, CHEAP, NONE, PACKED, PADDED
 from align.errors import UserError, UserErrors, shorten
+from align.guard_options import Guard
 from align.mining_options import Mining
 from align.negative_options import Degrade, InContext, Repair
 from align.recipe_checks import training_argument_names as training_argument_names
 from align.rollout_options import Judges, Rollouts, WarmStart
 from align.schema import Reader, nearest, option
+from align.source_options import Source
 from align.yaml_lines import dotted
 
 COMMAND_LINE = "command line"  # the place of what overrides say
@@ -38,13 +40,6 @@ class Model:
     revision: str | None = option(None, doc="Branch, tag or commit of a hub id.")
     adapter: Adapter | None = option(None, doc="LoRA adapter to train; null trains all weights.")
     trust_remote_code: bool = option(False, doc="Run Python code that comes with the model.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    path: str = option(doc="builtin:NAME, a JSONL(.gz, .zst), CSV, Parquet or JSON file, a glob, or a hub id.")
-    split: str = option("train", doc="Split of a builtin or hub data set.")
-    weight: float = option(1.0, gt=0, doc="How often its rows are used in an epoch; 0.5 is a random half.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +114,12 @@ class Weights:
     unjudged_steps: float = option(
         1.0, ge=0, le=1, doc="Weight of tokens without a judgement in responses with judged steps."
     )
+    calibrate: float | None = option(
+        None,
+        ge=0,
+        lt=1,
+        doc="Reward calibration of pairs (align/calibration.py): what its running means keep a step, 0.98; null: off.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +172,6 @@ class Eval:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guard:
-    """Watches of a run; none can be set yet, a non-finite loss always stops the run."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recipe:
     name: str = option(doc="Name of the run.")
     model: Model = option(Model, doc="The policy.")
@@ -193,7 +189,7 @@ class Recipe:
     objective: dict = option(doc="name, and the objective's hyper-parameters.")
     train: Train = option(Train, doc="Optimisation.")
     eval: Eval = option(Eval, doc="Held-out measurements.")
-    guard: Guard = option(Guard, doc="Watches.")
+    guard: Guard = option(Guard, doc="The watchdog over what negatives do to everything else.")
     output: str = option(doc="The run folder.")
 
     def build_objective(self) -> objectives.Objective:
@@ -285,10 +281,11 @@ def _nearest_place(at: tuple, places: dict) -> str:
 
 def _plain_sources(data: dict) -> None:
     """`sources: [my.jsonl]` is short for `sources: [{path: my.jsonl}]`."""
-    for section in ("data", "retain", "eval"):
-        given = (data.get(section) or {}).get("sources") if isinstance(data.get(section), dict) else None
+    named = [(section, "sources") for section in ("data", "retain", "eval", "guard")]
+    for section, key in (*named, ("guard", "anchors")):
+        given = (data.get(section) or {}).get(key) if isinstance(data.get(section), dict) else None
         if isinstance(given, list):
-            data[section]["sources"] = [{"path": item} if isinstance(item, str) else item for item in given]
+            data[section][key] = [{"path": item} if isinstance(item, str) else item for item in given]
 
 
 def _objective(

@@ -10,7 +10,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align import adapter_heads, mining_checks, negative_checks, objectives, rollout_checks
+from align import adapter_heads, guard_checks, mining_checks, negative_checks, objectives, rollout_checks
 from align.data import sources, supply
 from align.errors import UserError, shorten
 from align.models import check_path
@@ -66,6 +66,7 @@ def check(reader: Reader, recipe: Recipe, needs: tuple[str, ...], roles: set[int
     _head_checks(reader, recipe, needs, data)
     _adapter_checks(reader, recipe)
     _feed_checks(reader, recipe, needs, data)
+    guard_checks.check(reader, recipe, needs, roles)
     rollout_checks.check(reader, recipe, needs)
     mining_checks.check(reader, recipe)
     negative_checks.check(reader, recipe, data)
@@ -84,14 +85,16 @@ def _source_checks(reader: Reader, recipe: Recipe, data: dict) -> None:
     # An empty file is told only what every recipe must write out itself.
     if data and not recipe.data.sources and reader.sound(("data", "sources")):
         reader.fail(("data", "sources"), "names no data", "give a file, a hub id or builtin:unwanted")
-    named = {"data": recipe.data.sources, "retain": recipe.retain.sources, "eval": recipe.eval.sources or []}
-    for section, items in named.items():
+    named = {("data", "sources"): recipe.data.sources, ("retain", "sources"): recipe.retain.sources,
+             ("eval", "sources"): recipe.eval.sources or [], ("guard", "sources"): recipe.guard.sources,
+             ("guard", "anchors"): recipe.guard.anchors}  # fmt: skip
+    for at, items in named.items():
         for index, source in enumerate(items):
             problem = sources.check(source.path, source.split) if source.path is not None else None
             if problem:
                 is_known = source.path in {sources.BUILTIN + name for name in sources.builtin_names()}
                 key = "split" if is_known else "path"  # all that can be wrong with a builtin that exists
-                reader.fail((section, "sources", index, key), *problem)
+                reader.fail((*at, index, key), *problem)
 
 
 def _reference_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:

@@ -24,6 +24,7 @@ FIXED_FOR_A_RUN += [("data", key) for key in _DATA]
 _REFERENCE = ("policy", "samples", "behavior", "teacher", "store_dtype")  # not the store
 FIXED_FOR_A_RUN += [("reference", key) for key in _REFERENCE]
 FIXED_FOR_A_RUN += [("train", "seed"), ("train", "prompts_per_step"), ("train", "learning_rate"), ("eval", "holdout")]
+FIXED_FOR_A_RUN += [("guard", key) for key in ("prompts", "sources", "anchors")]  # what its start was measured on
 
 
 HEADS_FILE = "likelihood_ratio.json"  # beside saved adapters: which they are, and their base
@@ -111,6 +112,8 @@ class RunFolder:
                 raise UserError("train.resume", what, "name a checkpoint where its run left it")
         for name in ("environment", "evaluation", "metrics"):
             write_text(getattr(self, name), getattr(other, name).read_text(encoding="utf-8"))
+        if other.guard.exists():
+            write_text(self.guard, other.guard.read_text(encoding="utf-8"))
 
     def check_same(self, recipe_yaml: str) -> None:
         """Raises UserErrors if a run is gone on with under a recipe that would make it another run."""
@@ -130,21 +133,38 @@ class RunFolder:
         return self.final.is_dir()
 
     def forget_after(self, step: int) -> None:
-        """Drops the metrics behind `step`: a resumed run writes them again."""
-        if self.metrics.exists():
-            kept = [line for line in self.read_metrics() if line.get("step", 0) <= step]
-            write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        """Drops the metrics and the guard's events behind `step`: a resumed run writes them again."""
+        for file in (self.metrics, self.guard):
+            if file.exists():
+                kept = [line for line in _lines(file) if line.get("step", 0) <= step]
+                write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
 
     def read_metrics(self) -> Iterator[dict]:
         """The lines of metrics.jsonl; a last line cut off by a kill is left out."""
-        with open(self.metrics, encoding="utf-8") as lines:
-            for line in lines:
-                if line.endswith("\n"):
-                    yield json.loads(line)
+        return _lines(self.metrics)
+
+    def read_guard(self) -> Iterator[dict]:
+        """The guard's events; none where there is no file."""
+        return _lines(self.guard) if self.guard.exists() else iter(())
 
     def add_metrics(self, values: dict) -> None:
-        with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        _add_line(self.metrics, values)
+
+    def add_guard_event(self, event: dict) -> None:
+        """`event` has the keys step, watch, value, budget, action, text."""
+        _add_line(self.guard, event)
+
+
+def _lines(file: Path) -> Iterator[dict]:
+    with open(file, encoding="utf-8") as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def _add_line(path: Path, values: dict) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

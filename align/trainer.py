@@ -8,13 +8,11 @@ micro-batches and ranks cannot change it.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,21 +22,19 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer
 
 from align.data.collate import MicroBatch
-from align.data.steps import Feed, Steps, StepShare
-from align.errors import UserError, shorten
-from align.guard import Drift, StartCheck
+from align.data.steps import Steps, StepShare
+from align.errors import shorten
 from align.interruption import Interruption
 from align.objectives import Batch, Objective, WholeStep, join_step, unit_groups, unit_weights
-from align.run import RunFolder, write_json, write_text
+from align.run import RunFolder
 from align.scoring.head import causal_lm
 from align.scoring.routing import routing_of
+from align.start_check import Drift, StartCheck
 from align.view import Scorer, bare_view, common_metrics
 
 if TYPE_CHECKING:
+    from align.anchor import Anchor
     from align.recipe import Retain
-
-
-MEMORY, MEANS, FEEDS = "objective.json", "running_means.safetensors", "rows.json"  # files of a checkpoint
 
 
 class _FromStep(Sampler):
@@ -88,6 +84,8 @@ class AlignTrainer(Trainer):
         super().__init__(train_dataset=steps, **kwargs)
         self.objective, self.scorer, self.retain, self.run = objective, scorer, retain, run
         self.start_check = start_check  # None: policy and reference need not agree at the start
+        self.pulls = scorer.pulls  # None: nobody looks at gradients
+        self.anchor: Anchor | None = None  # the guard's, once it is needed
         self.memory: dict[str, float] = {}  # what the objective carries from step to step
         self.step_metrics: dict[str, float] = {}
         self.interruption, self.interrupted = Interruption(), None  # of this rank; of any, told at the end of a step
@@ -95,41 +93,12 @@ class AlignTrainer(Trainer):
         # weights cast for a pass without gradient, or before running means were swapped in, must not be used again
         self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
 
-    def keep(self, folder: Path) -> None:
-        """Writes to a checkpoint what goes on from step to step beside weights and optimiser. All ranks must call."""
-        states = {name: feed.state() for name, feed in self._feeds().items()}
-        if not self.is_world_process_zero():
-            return
-        write_text(folder / FEEDS, json.dumps(states))
-        write_json(folder / MEMORY, self.memory)
-        if self.scorer.means is not None:
-            self.scorer.means.save(folder / MEANS)
-
-    def restore(self, folder: Path) -> None:
-        """Reads what `keep` wrote. Raises UserError if the rows are not those of the run that wrote it."""
-        step = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-        states = json.loads((folder / FEEDS).read_text(encoding="utf-8"))
-        feeds = self._feeds()
-        if states.keys() != feeds.keys():
-            what = f"{folder} was written by a run {'with' if 'retain' in states else 'without'} a retain term"
-            raise UserError("retain.sources", what, "resume with the same recipe")
-        for name, feed in feeds.items():
-            feed.restore(states[name], step, self.is_world_process_zero())
-        self.memory = json.loads((folder / MEMORY).read_text(encoding="utf-8"))
-        if self.scorer.means is not None:
-            self.scorer.means.load(folder / MEANS)
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         """Trainer's own leaves only the first of several adapters active, and able to learn."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         routing = routing_of(causal_lm(self.model))
         if routing is not None:
             self.model.base_model.set_adapter(list(routing.adapters.values()))
-
-    def _feeds(self) -> dict[str, Feed]:
-        """Where the rows of each step come from."""
-        named = {"train": self.train_dataset.feed, "retain": self.train_dataset.retain}
-        return {name: feed for name, feed in named.items() if feed is not None}
 
     def get_train_dataloader(self) -> DataLoader:
         """Not prepared by accelerate: `Steps` has dealt the rows to ranks already."""
@@ -144,6 +113,7 @@ class AlignTrainer(Trainer):
         units = self._units(batches)
         with self.accelerator.autocast():
             others, steps, scored = self._look_ahead(model, inputs, batches)
+        self._hold(model, totals)
         for index, batch in enumerate(batches):
             is_last = index == len(batches) - 1
             self.accelerator.sync_gradients = is_last
@@ -161,15 +131,33 @@ class AlignTrainer(Trainer):
                     if totals.worst is not None:
                         with self.accelerator.autocast():
                             raise self.start_check.error(model, *(worst or (batch, None)))
-                extra = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-                # DDP and ZeRO average over ranks; the loss is divided by the units of all ranks already
-                self.accelerator.backward(loss * self.accelerator.num_processes, **extra)
+                self._backward(loss)
         loss, seconds = totals.sums.pop("loss", 0.0), time.monotonic() - started
         self.step_metrics = {"loss": loss, "tokens": totals.tokens, "tokens_per_second": totals.tokens / seconds}
         if self.scorer.references is not None:
             self.step_metrics["reference/forwards"] = totals.forwards
         self.step_metrics |= {name: value / totals.counts[name] for name, value in totals.sums.items()}
+        if self.pulls is not None:
+            self.step_metrics |= self.pulls.end(partial(self.accelerator.reduce, reduction="sum"), self.args.device)
         return torch.tensor(loss, device=self.args.device)
+
+    def _backward(self, loss: Tensor) -> None:
+        extra = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+        # DDP and ZeRO average over ranks; the loss is divided by the units of all ranks already
+        self.accelerator.backward(loss * self.accelerator.num_processes, **extra)
+
+    def _hold(self, model, totals: _Totals) -> None:
+        """The guard's anchor: forward and backward of its own micro-batches, whose gradients wait for the others'."""
+        if self.anchor is None:
+            return
+        weight = self.anchor.weight(self.pulls.largest)
+        self.accelerator.sync_gradients = False
+        for share in self.anchor.losses(model):
+            with self.accelerator.no_sync(model):
+                with self.accelerator.autocast():
+                    loss = weight * share()
+                totals.sums["loss"] += loss.item()
+                self._backward(loss)
 
     def _look_ahead(self, model, share: StepShare, batches: list[MicroBatch]) -> tuple[list, list[WholeStep], tuple]:
         """What couples the micro-batches of a step, from a first pass over all of them.

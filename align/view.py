@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from align.data.collate import MicroBatch
 from align.data.tokenize import ROLE_NAMES
 from align.objectives import SAMPLE, Batch, Objective, WholeStep
+from align.pulls import Pulls
 from align.reference import References
 from align.reference.ema import RunningMeans
 from align.reference.teacher import Teacher
@@ -27,9 +28,10 @@ class Scorer:
         means: RunningMeans | None,
         seed: int,
         teacher: Teacher | None = None,
+        pulls: Pulls | None = None,
     ):
         self.objective, self.references, self.means, self.seed = objective, references, means, seed
-        self.teacher = teacher
+        self.teacher, self.pulls = teacher, pulls
 
     @torch.no_grad()
     def others(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
@@ -56,7 +58,7 @@ class Scorer:
         k = self.objective.num_alternatives if "alternatives" in names else 0
         teacher = self.teacher.distributions(batch) if self.teacher else None
         wanted = {name: extra(name, batch, k=k, seed=self.seed, step=step, teacher=teacher) for name in names}
-        return response_scores(model, batch, wanted)
+        return response_scores(model, batch, wanted, None if self.pulls is None else self.pulls.follow)
 
     def view(
         self,
@@ -75,7 +77,8 @@ class Scorer:
         width = part.mask.shape[1]
         own = {name: values[chosen, :width] for name, values in extras.items()}
         seen = bare_view(part, logps[chosen, :width])
-        return dataclasses.replace(seen, extras=own, step=step, progress=progress, **others)
+        view = dataclasses.replace(seen, extras=own, step=step, progress=progress, **others)
+        return view if self.pulls is None else self.pulls.scaled(view)
 
     def mismatched_log_ratios(self, model: nn.Module, batch: MicroBatch) -> Tensor:
         """(N,) log-ratios of responses to the reference, behind prompts that are not theirs; none of a stand-in."""

@@ -58,3 +58,13 @@ def uneven_rows(tmp_path_factory) -> Path:
         rows.append({"prompt": prompt, "negatives": negatives, "positives": [" ".join(words[-2 - index % 5 :])]})
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+@pytest.fixture(scope="session")
+def schooled(tmp_path_factory) -> Path:
+    """A folder with a tiny model that has read the benign and the retain rows."""
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("schooled")
+    tiny.school(folder)
+    return folder

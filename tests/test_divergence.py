@@ -2,8 +2,8 @@
 
 The policy is the tiny Llama after a few hundred steps on the benign and retain rows, byte by byte: a language model, if
 a poor one. It then learns from `builtin:unwanted`, negatives alone, or from `builtin:pairs` where the objective needs
-positives, without a retain term. Measured on held-out prompts: the mean log-prob of good answers, and
-KL(policy || start) at the same positions.
+positives, without a retain term and without the guard. Measured on held-out prompts: the mean log-prob of good answers,
+and KL(policy || start) at the same positions.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ import pytest
 import torch
 
 from align import job, objectives, recipe
-from align.data import sources
-from align.data.ledger import Ledger
 from align.objectives import NEGATIVE
-from tests import tiny
 
 pytestmark = pytest.mark.slow
 
@@ -35,36 +32,9 @@ data:      {{sources: [{{path: builtin:{rows}}}], max_length: 192}}
 objective: {{name: {name}}}
 train:     {{learning_rate: 2.0e-3, max_steps: 30, prompts_per_step: 8, tokens_per_device: 16384}}
 eval:      {{sources: [{{path: builtin:pairs, split: heldout}}], generate: 0}}
+guard:     {{action: off}}
 output:    {output}
 """
-
-
-@pytest.fixture(scope="session")
-def schooled(tmp_path_factory) -> Path:
-    """A folder with a tiny model that has read the benign and the retain rows."""
-    folder = tmp_path_factory.mktemp("schooled")
-    model, encoder = tiny.llama(hidden_size=64, intermediate_size=128), tiny.tokenizer()
-    texts = []
-    for name, split in (("builtin:benign", "heldout"), ("builtin:retain", "train")):
-        for example in sources.read(name, split, on_bad_rows="stop", ledger=Ledger()):
-            messages = [{"role": role, "content": content} for role, content in example.prompt]
-            messages.append({"role": "assistant", "content": example.texts("positive")[0]})
-            texts.append(encoder.apply_chat_template(messages, tokenize=False))
-    ids = [encoder(text, add_special_tokens=False)["input_ids"][:256] for text in texts]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    draw = torch.Generator().manual_seed(0)
-    for _ in range(300):
-        chosen = [ids[index] for index in torch.randint(len(ids), (8,), generator=draw).tolist()]
-        width = max(map(len, chosen))
-        batch = torch.tensor([one + [258] * (width - len(one)) for one in chosen])
-        loss = model(input_ids=batch, labels=batch.masked_fill(batch == 258, -100)).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert loss.item() < 2.4, "bytes of English: a model that knows nothing has 5.6 nats"
-    model.save_pretrained(folder)
-    encoder.save_pretrained(folder)
-    return folder
 
 
 def text_of(name: str, model: Path, output: Path) -> str:

@@ -1,7 +1,7 @@
 """Runs that must agree do agree, through the real command line, on a tiny random model.
 
 Unequal lengths, an unequal number of responses a prompt, samples drawn anew from the changing policy, and a
-retain term.
+retain term. The guard measures at fixed steps, not when there is time: what it measures must agree, too.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ objective: {{name: d2o, alpha: 0.3, beta: 0.1}}
 train:     {{learning_rate: 1.0e-2, max_steps: {steps}, prompts_per_step: 8, tokens_per_device: {tokens}, seed: 3,
             precision: fp32}}
 eval:      {{holdout: 0, generate: 0, sources: []}}
+guard:     {{every: 3, prompts: 2, action: warn}}
 output:    unset
 """
 

@@ -37,6 +37,7 @@ weights:   {{negative: 0.7}}
 train:     {{learning_rate: 1.0e-2, max_steps: 6, prompts_per_step: 8, tokens_per_device: 100000, seed: 3,
             precision: fp32}}
 eval:      {{holdout: 0, generate: 0, sources: []}}
+guard:     {{every: 3, prompts: 2, action: warn}}
 output:    unset
 objective: {objective}
 """

@@ -182,6 +182,14 @@ def test_forget_after(run, step, kept, cut_off):
     assert everything_in(run.path) == {"metrics.jsonl"}
 
 
+def test_the_guards_events_are_forgotten_with_the_metrics(run):
+    metrics(run, {"step": 1}, {"step": 2}, {"step": 3})
+    for step in (1, 3):
+        run.add_guard_event({"step": step, "action": "warn"})
+    run.forget_after(2)
+    assert list(run.read_guard()) == [{"step": 1, "action": "warn"}]
+
+
 def test_metrics_go_on_on_a_line_of_their_own_after_forgetting(run):
     metrics(run, {"step": 1, "loss": 0.1 + 0.2}, cut_off='{"step": 2, "lo')
     run.forget_after(5)

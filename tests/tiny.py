@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from align.data import sources
 from align.data.examples import Example, Response
 from align.data.ledger import Ledger
 from align.data.tokenize import TokenizedRow, encode_row
@@ -85,6 +87,31 @@ def save(folder: str | Path, seed: int = 0, **config) -> None:
     tokenizer().save_pretrained(folder)
 
 
+def school(folder: str | Path) -> None:
+    """Writes a model that has learned some hundred steps from the benign and the retain rows, byte by byte."""
+    model, encoder = llama(hidden_size=64, intermediate_size=128), tokenizer()
+    texts = []
+    for name, split in (("builtin:benign", "heldout"), ("builtin:retain", "train")):
+        for example in sources.read(name, split, on_bad_rows="stop", ledger=Ledger()):
+            messages = [{"role": role, "content": content} for role, content in example.prompt]
+            messages.append({"role": "assistant", "content": example.texts("positive")[0]})
+            texts.append(encoder.apply_chat_template(messages, tokenize=False))
+    ids = [encoder(text, add_special_tokens=False)["input_ids"][:256] for text in texts]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        chosen = [ids[index] for index in torch.randint(len(ids), (8,), generator=draw).tolist()]
+        width = max(map(len, chosen))
+        batch = torch.tensor([one + [258] * (width - len(one)) for one in chosen])
+        loss = model(input_ids=batch, labels=batch.masked_fill(batch == 258, -100)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 2.4, "bytes of English: a model that knows nothing has 5.6 nats"
+    model.save_pretrained(folder)
+    encoder.save_pretrained(folder)
+
+
 def row(
     prompt: str,
     *,
@@ -122,3 +149,12 @@ def batch(*prompts: Sequence[tuple[int, Sequence[float]]], seed: int = 0) -> Bat
         pairs=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
         ref_logps=ref_logps,
     )
+
+
+def coarse_kl(log_p: torch.Tensor, log_q: torch.Tensor, likeliest: Sequence[int]) -> float:
+    """KL(p || q) of two distributions (V,), all tokens but the `likeliest` taken together, by a plain loop."""
+    p, q = log_p.double().exp().tolist(), log_q.double().exp().tolist()
+    rest = [token for token in range(len(p)) if token not in set(likeliest)]
+    classes = [(p[token], q[token]) for token in likeliest]
+    classes.append((sum(p[token] for token in rest), sum(q[token] for token in rest)))
+    return sum(one * math.log(one / other) for one, other in classes)

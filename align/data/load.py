@@ -68,6 +68,10 @@ class Rows:
         plan = StepPlan(self.weights, group_of=group_of, mixture=mixed, **given)
         return PlannedFeed(self.train, plan, [f"{path}: {one}" for path, one in zip(self.paths, roles, strict=True)])
 
+    def first(self) -> tuple[list[TokenizedRow], list[TokenizedRow]]:
+        """Rows that the run learns from, and rows of its retain term: here all."""
+        return self.train, self.retain
+
     def retain_feed(self, recipe: Recipe, steps: int) -> PlannedFeed | None:
         """The rows of the retain term of each step."""
         if not self.retain:

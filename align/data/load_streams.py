@@ -107,6 +107,13 @@ class Streams:
         steps = self._steps(weights)
         return StreamFeed(channels, mix_of(recipe, titles, weights, steps), steps, ledger=ledger)
 
+    def first(self) -> tuple[list[TokenizedRow], list[TokenizedRow]]:
+        """Rows that the run learns from, and rows of its retain term: the first of each source."""
+        aside = Ledger()
+        retain = [self.encoder.retain_row(example, aside) for source in self.recipe.retain.sources
+                  for example in self._first_rows(source, aside)]  # fmt: skip
+        return [row for look in self.looks for row in look.rows], [row for row in retain if row is not None]
+
     def retain_feed(self, recipe: Recipe, steps: int) -> StreamFeed | None:
         """The rows of the retain term of each step."""
         if not self.retain:

@@ -83,15 +83,30 @@ def _draws(batch: MicroBatch, seed: int, step: int) -> Tensor:
 
 def _repeats(batch: MicroBatch) -> Extra:
     """Sum of -log(1 - p(c)) over the distinct tokens c before the position, prompt included, the target left out."""
+    candidates = _candidates(batch)
+
+    def read(logits: Tensor, at: slice) -> Tensor:
+        rest = -torch.expm1(logits.log_softmax(-1).clamp(max=-1e-12))  # (C, V) 1 - p
+        return -(rest.clamp(min=SMALLEST_REST).log() * candidates(logits, at)).sum(-1)
+
+    return read
+
+
+def repeated_mass(batch: MicroBatch) -> Extra:
+    """Probability of the distinct tokens before the position together, prompt included, the target left out."""
+    candidates = _candidates(batch)
+    return lambda logits, at: (logits.softmax(-1) * candidates(logits, at)).sum(-1)
+
+
+def _candidates(batch: MicroBatch) -> Extra:
+    """(C, V) bool: the tokens before the position, the target left out."""
     ids, own, before = (tensor.to(batch.targets.device) for tensor in _histories(batch))
     columns = torch.arange(ids.shape[1], device=ids.device)
 
     def read(logits: Tensor, at: slice) -> Tensor:
         targets = batch.targets[at, None]
         earlier = torch.where(columns < before[at, None], ids[own[at]], targets)
-        candidates = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, earlier, True).scatter(-1, targets, False)
-        rest = -torch.expm1(logits.log_softmax(-1).clamp(max=-1e-12))  # (C, V) 1 - p
-        return -(rest.clamp(min=SMALLEST_REST).log() * candidates).sum(-1)
+        return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, earlier, True).scatter(-1, targets, False)
 
     return read
 

@@ -6,6 +6,7 @@ Shapes: N responses, S tokens, T response tokens of the longest response, M resp
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from align.scoring.extras import Extra
 from align.scoring.head import causal_lm, log_probs_of, read_logits, target_logps
 from align.scoring.recompute import set_recompute
 from align.scoring.routing import routed
+
+Follow = Callable[[MicroBatch, Tensor, Tensor], None]
 
 
 def hidden_states(model: nn.Module, batch: MicroBatch) -> Tensor:
@@ -46,19 +49,28 @@ def response_logps(model: nn.Module, batch: MicroBatch) -> Tensor:
     return _spread(target_logps(causal_lm(model), hidden_states(model, batch), batch.targets), batch)
 
 
-def response_scores(model: nn.Module, batch: MicroBatch, extras: dict[str, Extra]) -> tuple[Tensor, dict[str, Tensor]]:
-    """(N, T) log-probs as `response_logps`, and (N, T) of each of `extras`, from one pass through the head."""
-    if not extras:
-        return response_logps(model, batch), {}
-    hidden = hidden_states(model, batch)  # (M, H)
+def response_scores(
+    model: nn.Module, batch: MicroBatch, extras: dict[str, Extra], follow: Follow | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """(N, T) log-probs as `response_logps`, and (N, T) of each of `extras`, from one pass through the head.
 
-    def read(logits: Tensor, at: slice) -> Tensor:
-        values = [log_probs_of(logits, batch.targets[at]), *(extra(logits, at) for extra in extras.values())]
-        return torch.stack(values, dim=-1)
+    `follow` is told of the hidden states (M, H) and the log-probs, whose gradients it may look at.
+    """
+    hidden, found = hidden_states(model, batch), {}
+    if extras:
 
-    flat = read_logits(causal_lm(model), hidden, read)  # (M, 1 + extras)
-    logps, *others = (_spread(column, batch) for column in flat.unbind(-1))
-    return logps, dict(zip(extras, others, strict=True))
+        def read(logits: Tensor, at: slice) -> Tensor:
+            values = [log_probs_of(logits, batch.targets[at]), *(extra(logits, at) for extra in extras.values())]
+            return torch.stack(values, dim=-1)
+
+        flat = read_logits(causal_lm(model), hidden, read)  # (M, 1 + extras)
+        logps, *others = (_spread(column, batch) for column in flat.unbind(-1))
+        found = dict(zip(extras, others, strict=True))
+    else:
+        logps = _spread(target_logps(causal_lm(model), hidden, batch.targets), batch)
+    if follow is not None:
+        follow(batch, hidden, logps)
+    return logps, found
 
 
 def _spread(flat: Tensor, batch: MicroBatch) -> Tensor:
