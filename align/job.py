@@ -3,58 +3,46 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
-from torch import nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import (
     TensorBoardCallback,
-    get_available_reporting_integrations,
     is_deepspeed_zero3_enabled,
 )
 from transformers.utils import logging as transformers_logging
 
-from align import carried, guard_setup, likelihood_ratio, models, precision, processor
-from align.data import load as data_load
-from align.data.layout import NONE, PACKED, PADDED
+from align import carried, guard_setup, job_parts, likelihood_ratio, models, precision, processor
+from align.data.layout import PACKED
 from align.data.ledger import Ledger
 from align.data.load import Rows
-from align.data.load_streams import Streams, is_streamed
+from align.data.load_streams import Streams
 from align.data.nat import inference_label
 from align.data.plan import PlannedFeed
 from align.data.steps import Feed, Steps
 from align.data.stream import StreamFeed
-from align.errors import Interrupted, UserError, shorten
+from align.errors import Interrupted, shorten
 from align.evaluation.before_after import BeforeAfter
 from align.evaluation.heldout import HeldOut
 from align.guard import Watchdog
 from align.interruption import EndBehindStep
-from align.negatives import in_context
+from align.job_parts import say
 from align.negatives.sampling import Sampler
-from align.objectives import POSITIVE, Objective
-from align.precision import BF16
+from align.objectives import Objective
 from align.progress import CarryState, DrawSamples, KeepSnapshots, NameCheckpoints, ProgressLine, save_whole
 from align.provenance import environment
 from align.recipe import Recipe
 from align.reference import ADAPTER_OFF, References
-from align.reference.ema import RunningMeans
 from align.reference_setup import STORE_OFF, load_references, load_teacher
 from align.report.writer import ReportWriter
 from align.run import HEADS_FILE, RunFolder, write_json, write_text
-from align.scoring import recompute, support
 from align.scoring.head import causal_lm
-from align.scoring.routing import Routing
-from align.start_check import ProbeLayout, StartCheck, must_agree
+from align.start_check import ProbeLayout
 from align.trainer import AlignTrainer
 from align.view import Scorer
-
-# Where the recipe is silent and transformers' default is not ours; `train.hf` has the last word.
-DEFAULTS = {"lr_scheduler_type": "linear", "weight_decay": 0.0, "report_to": "none", "save_total_limit": 2}
 
 
 def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
@@ -68,16 +56,16 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
         run.check_same(recipe.to_yaml())
     if run.finished() and recipe.train.resume:
         return say(f"{run.path} is finished already; the result is in {run.final}")
-    args = training_arguments(recipe, run)
+    args = job_parts.training_arguments(recipe, run)
     writer = ReportWriter(run)
     processor.prepare()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other; nothing a user can act on
     transformers_logging.disable_progress_bar()
     set_seed(recipe.train.seed)
     objective, tokenizer = recipe.build_objective(), models.load_tokenizer(recipe.model)
-    rows = load_rows(recipe, tokenizer, objective)
-    policy = load_policy(recipe, args)
-    layout = choose_layout(recipe, policy)
+    rows = job_parts.load_rows(recipe, tokenizer, objective)
+    policy = job_parts.load_policy(recipe, args)
+    layout = job_parts.choose_layout(recipe, policy)
     has_reference = bool(recipe.reference.policy or recipe.reference.behavior)
     # A pass over all weights: for `environment.json` at the start, and for the store.
     is_hashed = not checkpoint or (has_reference and recipe.reference.store != STORE_OFF)
@@ -85,8 +73,8 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
     references = load_references(recipe, policy, args, start_hash, layout) if has_reference else None
     for store in set(references.stores.values()) if references else ():
         say(f"reference log-probs: {shorten(str(store.folder), 160)}, {store.num_entries:,} responses there")
-    means, teacher = running_means(objective, policy), load_teacher(recipe, objective, policy, args, layout)
-    sampler, steps = plan_steps(recipe, rows, tokenizer, run, objective, layout)
+    means, teacher = job_parts.running_means(objective, policy), load_teacher(recipe, objective, policy, args, layout)
+    sampler, steps = job_parts.plan_steps(recipe, rows, tokenizer, run, objective, layout)
     say(rows.summary())
     trainer = AlignTrainer(
         model=policy,
@@ -98,7 +86,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
         retain=recipe.retain,
         steps=steps,
         run=run,
-        start_check=start_check(recipe, objective, references, policy, args),
+        start_check=job_parts.start_check(recipe, objective, references, policy, args),
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
@@ -122,135 +110,6 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
         save_whole(trainer, run.final, how_to_use(recipe, objective) | writer.cards())
     say(f"report: {run.report}")
     say(f"result: {run.final}")
-
-
-def say(text: str) -> None:
-    """Prints on the first rank."""
-    if PartialState().is_main_process:
-        print(text, flush=True)
-
-
-def training_arguments(recipe: Recipe, run: RunFolder) -> TrainingArguments:
-    """TrainingArguments of a recipe; made before any weight is loaded, since DeepSpeed shards while loading."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
-        raise UserError("accelerate", "FSDP has never been tried with this trainer", "use DDP or DeepSpeed ZeRO")
-    options = recipe.train
-    given = DEFAULTS | options.hf | {
-        "output_dir": str(run.checkpoints),
-        "run_name": recipe.name,
-        "learning_rate": options.learning_rate,
-        "seed": options.seed,
-        "num_train_epochs": 1,  # the data loader is the whole run
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 1,  # one item of the data loader is one optimiser step
-        "bf16": precision.choose(options.precision).name == BF16,
-        "save_strategy": "steps" if options.save_every else "no",
-        "save_steps": options.save_every or 500,
-        "logging_strategy": "steps",
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "remove_unused_columns": False,
-        "prediction_loss_only": True,
-        "ignore_data_skip": True,  # the loader itself begins at the right step
-        "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
-    }  # fmt: skip
-    try:
-        args = TrainingArguments(**given)
-    except (TypeError, ValueError, ImportError) as error:
-        raise UserError("train.hf", shorten(error, 200), "see transformers.TrainingArguments") from None
-    for name in args.report_to:
-        if name not in (available := get_available_reporting_integrations()):
-            fix = f"pip install {shorten(name)}" + (f", or one of {', '.join(available)}" if available else "")
-            raise UserError("train.hf.report_to", f"{shorten(name)} is not installed", fix)
-    if args.n_gpu > 1:
-        fix = "accelerate launch --num_processes N, or set CUDA_VISIBLE_DEVICES to one"
-        raise UserError("accelerate", f"one process sees {args.n_gpu} GPUs", fix)
-    return args
-
-
-def load_policy(recipe: Recipe, args: TrainingArguments) -> nn.Module:
-    """The policy with its adapter, or with one for each role where the objective asks for them.
-
-    Weights that train are float32 (master copies); frozen ones follow the precision.
-    """
-    frozen_base = recipe.model.adapter is not None and args.bf16
-    policy = models.load_model(recipe.model, dtype=torch.bfloat16 if frozen_base else torch.float32)
-    if recipe.model.adapter is not None:
-        adapters = recipe.build_objective().adapters
-        names = list(adapters.values()) or ["default"]
-        policy = models.add_adapter(policy, recipe.model.adapter, recipe.train.seed, names)
-        if adapters:
-            Routing(adapters, POSITIVE).attach(policy)
-    if not recompute.prepare(policy) and recipe.train.recompute != NONE:
-        say(f"train.recompute: none, since {shorten(recipe.model.path)} cannot compute its layers again")
-    if not is_deepspeed_zero3_enabled():  # sharded weights cannot run before DeepSpeed has wrapped them
-        policy.to(args.device)  # where kernels are that the model must get on with
-        difference = support.check_head(policy)
-        if difference > support.HEAD_TOLERANCE[policy.dtype]:
-            what = f"{shorten(recipe.model.path)}: log-probs differ from the model's own by {difference:.2g}"
-            raise UserError("model.path", what, "this model's head is not supported yet")
-    elif type(policy.get_output_embeddings()) is not nn.Linear:
-        raise UserError("model.adapter.targets", "an adapter on the LM head does not work under ZeRO-3", "use ZeRO-2")
-    return policy
-
-
-def start_check(
-    recipe: Recipe, objective: Objective, references: References | None, policy: nn.Module, args: TrainingArguments
-) -> StartCheck | None:
-    """The comparison of policy and reference at the first step; None where they need not agree."""
-    is_random = args.neftune_noise_alpha is not None or not must_agree(policy)
-    if references is None or "reference" not in objective.needs or is_random:
-        return None
-    return StartCheck(objective, references, precision.choose(recipe.train.precision).name)
-
-
-def running_means(objective: Objective, policy: nn.Module) -> RunningMeans | None:
-    """The running means of the policy that the objective asks for."""
-    if "ema" not in objective.needs:
-        return None
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true"):
-        what = "running means of the policy have never been tried under DeepSpeed"
-        raise UserError("accelerate", what, "use DDP (launch/ddp.yaml), or another objective")
-    return RunningMeans(policy, objective.ema_decays)
-
-
-def choose_layout(recipe: Recipe, policy: nn.Module) -> str:
-    """The layout that the recipe asks for, or padded, with a word on why, where the model cannot be packed."""
-    reason = None
-    if recipe.data.layout == PACKED:
-        reason = support.use_packed(policy, recipe.data.max_length)
-    if reason:
-        say(f"data.layout: padded, since {shorten(recipe.model.path)} cannot be packed: {shorten(reason, 160)}")
-        return PADDED
-    return recipe.data.layout
-
-
-def load_rows(recipe: Recipe, tokenizer, objective: Objective) -> Rows | Streams:
-    """The rows of a recipe, in memory or to be read as the run goes on."""
-    if is_streamed(recipe):
-        return Streams(recipe, tokenizer, objective)
-    return data_load.load(recipe, tokenizer, objective)
-
-
-def plan_steps(recipe: Recipe, rows: Rows | Streams, tokenizer, run: RunFolder, objective: Objective, layout: str):
-    """(Sampler or None, Steps): which rows at which step, and on which rank."""
-    options, state = recipe.train, PartialState()
-    feed, sampler = rows.feed(recipe), None
-    if "samples" in objective.needs:
-        sampler = Sampler(
-            feed, tokenizer, recipe.sampling, contexts=in_context.load(recipe), seed=options.seed,
-            max_length=recipe.data.max_length, folder=run.samples, ledger=rows.ledger,
-            equal_calls=is_deepspeed_zero3_enabled(),
-        )  # fmt: skip
-    steps = Steps(
-        feed, sampler, retain=rows.retain_feed(recipe, len(feed)), wants_mismatched="mismatched" in objective.needs,
-        splits_roles=bool(objective.adapters),
-        rank=state.process_index, world=state.num_processes, max_length=recipe.data.max_length,
-        tokens_per_device=options.tokens_per_device, pad_id=tokenizer.eos_token_id, layout=layout,
-        recompute=options.recompute,
-    )  # fmt: skip
-    return sampler, steps
 
 
 def describe(recipe: Recipe, trainer: AlignTrainer, args: TrainingArguments, layout: str) -> str:
