@@ -94,7 +94,7 @@ def machine(precision: str) -> dict:
         "cpu": names[0] if names else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": memory,
-        **environment(precision, None),
+        **environment(precision, None, {}),
     }
 
 
