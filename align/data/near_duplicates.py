@@ -75,4 +75,3 @@ class NearDuplicates:
         # sharing ceil(t n) of n members leaves n - ceil(t n) that need not be shared: one more must be
         kept = len(found) - math.ceil(self.threshold * len(found)) + 1
         return sorted(found, key=lambda run: (self._often[run], run))[:kept]
-
