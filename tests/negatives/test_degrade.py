@@ -59,9 +59,7 @@ def test_records_have_the_full_prompt_and_say_how_negatives_were_made(world, tmp
     kept = sum(gap is not None and gap >= 0 for own in found.values() for gap in own)
     assert 0 < kept == sum(len(row["responses"]) - 1 for row in rows)
     for row in rows:
-        assert "fish. How many fish?" in row["prompt"] and "own negative" not in [
-            one["text"] for one in row["responses"]
-        ]
+        assert "fish. How many fish?" in row["prompt"] and "own" not in [one["text"] for one in row["responses"]]
         first, *negatives = row["responses"]
         assert first["role"] == "positive"
         for one in negatives:
