@@ -15,7 +15,7 @@ from align.data.examples import Example
 from align.data.ledger import Ledger
 from align.evaluation import rows as evaluation_rows
 from align.evaluation.intervals import bootstrap, mcnemar
-from align.evaluation.probe import PER_TOKEN, SUM, Options, Probe
+from align.evaluation.probe import PER_TOKEN, SPELT, SUM, Options, Probe
 from align.evaluation.rows import Rows
 from align.evaluation.subject import BASE, Subject
 

@@ -67,5 +67,8 @@ def test_the_table_escapes_what_comes_from_data():
         {"negatives, \x1b[31mred": figures.means({"base": np.array([1.0, 2.0]), "policy": np.ones(2)})}
     )
     assert "\x1b" not in text and "\\x1b[31mred" in text
-    base, policy = text.splitlines()
-    assert "1.500 (1.000 to 2.000)" in base and "-0.500" in policy
+    assert "1.500 (1.000 to 2.000)" in text and "-0.500 (-1.000 to +0.000)" in text
+    heads = figures.means({"base": np.zeros(2), "positive": np.ones(2), "negative": np.ones(2)})
+    first, second = figures.table({"a": heads, "b": {}}).splitlines()[:2]
+    assert first.split()[:2] == ["a", "0.000"] and "positive" in first and second.split()[0] == "negative"
+    assert "undefined" in figures.table({"a": {"base": {"value": None, "interval": [None, None]}}})
