@@ -75,6 +75,8 @@ def _measured(statistic: Statistic, groups: Groups) -> tuple[float, np.ndarray]:
     """(the value, (R,) that of resamples)."""
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(statistic(*(columns.mean(0) for columns in groups)))
+        if min(map(len, groups)) < 2:  # resamples of one row are all the same: that is no certainty
+            return value, np.full(1, math.nan)
         return value, statistic(*(resampled(columns, seed=seed) for seed, columns in enumerate(groups)))
 
 

@@ -50,6 +50,11 @@ def test_what_is_undefined_is_none_and_what_is_now_and_then_has_an_interval():
     assert found["policy"]["change"] is None
 
 
+def test_a_single_row_has_no_interval():
+    found = figures.means({"base": np.array([1.0]), "policy": np.array([3.0])})["policy"]
+    assert found == {"value": 3, "interval": [None, None], "change": 2, "change_interval": [None, None]}
+
+
 def test_groups_are_resampled_apart():
     ones, zeros = np.ones((20, 1)), np.zeros((20, 1))
     mixed = np.concatenate([ones, zeros])
