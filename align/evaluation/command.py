@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import re
+import warnings
 
 from transformers.utils import logging as transformers_logging
 
@@ -31,6 +32,7 @@ def main(given: argparse.Namespace) -> None:
     settings = Settings(_verifier(given.verifier), given.samples or Settings.samples, given.max_new_tokens)
     processor.prepare()
     transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other; nothing a user can act on
     if given.curve:
         return _curves(given)
     named = [rows.given(path, given.rows) for path in given.data]

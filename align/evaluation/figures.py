@@ -55,25 +55,28 @@ def shares(truths: Mapping[str, np.ndarray]) -> dict[str, dict]:
 
 
 def table(metrics: Mapping[str, Mapping[str, dict]]) -> str:
-    """Metrics for a terminal, a line for each model; names may come from data, so they are escaped."""
+    """Metrics for a terminal, a line for each model but the base; names may come from data, so they are escaped."""
     lines = []
     for metric, models in metrics.items():
-        for index, (name, found) in enumerate(models.items()):
-            title = shorten(metric, 42) if index == 0 else ""
-            change = _text(found["change"], found["change_interval"], "+") if "change" in found else ""
+        title, base = shorten(metric, 42), _text(models.get(BASE), "value", "interval")
+        others = {name: found for name, found in models.items() if name != BASE} or {"": {}}
+        for name, found in others.items():
+            value, change = _text(found, "value", "interval"), _text(found, "change", "change_interval", "+")
             p = f"{found['p']:.2g}" if "p" in found else ""
-            value = _text(found["value"], found["interval"], "")
-            lines.append(f"  {title:<44}{printable(name):<15}{value:<29}{change:<29}{p}".rstrip())
+            lines.append(f"  {title:<44}{base:<28}{printable(name):<15}{value:<28}{change:<29}{p}".rstrip())
+            title = base = ""
     return "\n".join(lines)
 
 
-HEADER = f"  {'95 % intervals':<44}{'model':<15}{'value':<29}{'change against the base':<29}p"
+HEADER = f"  {'95 % intervals':<44}{'base':<28}{'model':<15}{'value':<28}{'change against the base':<29}p"
 
 
 def _measured(statistic: Statistic, groups: Groups) -> tuple[float, np.ndarray]:
     """(the value, (R,) that of resamples)."""
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(statistic(*(columns.mean(0) for columns in groups)))
+        if min(map(len, groups)) < 2:  # resamples of one row are all the same: that is no certainty
+            return value, np.full(1, math.nan)
         return value, statistic(*(resampled(columns, seed=seed) for seed, columns in enumerate(groups)))
 
 
@@ -85,8 +88,11 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _text(value: float | None, interval: Sequence[float | None], sign: str) -> str:
-    if value is None:
+def _text(figure: dict | None, key: str, interval: str, sign: str = "") -> str:
+    """A value of a figure with its interval; empty where the figure has none."""
+    if not figure or key not in figure:
+        return ""
+    if figure[key] is None:
         return "undefined"
-    low, high = ("?" if end is None else f"{end:{sign}.3f}" for end in interval)
-    return f"{value:{sign}.3f} ({low} to {high})"
+    low, high = ("?" if end is None else f"{end:{sign}.3f}" for end in figure[interval])
+    return f"{figure[key]:{sign}.3f} ({low} to {high})"

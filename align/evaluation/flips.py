@@ -12,7 +12,7 @@ import numpy as np
 
 from align.evaluation import figures, multiple_choice
 from align.evaluation.intervals import mcnemar
-from align.evaluation.probe import PER_TOKEN, SUM, Probe
+from align.evaluation.probe import SPELT, Probe
 from align.evaluation.rows import Rows
 from align.evaluation.subject import BASE
 
@@ -45,11 +45,11 @@ def evaluate(probe: Probe, rows: Rows) -> dict:
     """Flips from the base to each score on the questions among the rows. Raises UserError if there are none."""
     options = probe.options(multiple_choice.select(rows.examples, rows.ledger), rows.ledger, rows.where)
     metrics, counts = {}, {}
-    for how in (SUM, PER_TOKEN):
+    for how, spelt in SPELT.items():
         correct = {name: options.correct(weights, how) for name, weights in probe.subject.scores.items()}
         before = correct.pop(BASE)
         lost = {name: before & ~after for name, after in correct.items()}
         won = {name: ~before & after for name, after in correct.items()}
-        metrics |= {f"right to wrong, by {how}": figures.shares(lost), f"wrong to right, by {how}": figures.shares(won)}
-        counts[f"by {how}"] = {name: flips(before, after) for name, after in correct.items()}
+        metrics |= {f"right to wrong, {spelt}": figures.shares(lost), f"wrong to right, {spelt}": figures.shares(won)}
+        counts[spelt] = {name: flips(before, after) for name, after in correct.items()}
     return {"metrics": metrics, "flips": counts}

@@ -15,7 +15,7 @@ from align.data.examples import Example
 from align.data.ledger import Ledger
 from align.evaluation import rows as evaluation_rows
 from align.evaluation.intervals import bootstrap, mcnemar
-from align.evaluation.probe import PER_TOKEN, SUM, Options, Probe
+from align.evaluation.probe import PER_TOKEN, SPELT, SUM, Options, Probe
 from align.evaluation.rows import Rows
 from align.evaluation.subject import BASE, Subject
 
@@ -24,7 +24,7 @@ def evaluate(probe: Probe, rows: Rows) -> dict:
     """The accuracy of each score on the questions among the rows. Raises UserError if there are none."""
     options = probe.options(select(rows.examples, rows.ledger), rows.ledger, rows.where)
     found = measure(options, probe.subject.scores)
-    metrics = {f"accuracy by {how}": {name: _figure(name, own[how]) for name, own in found.items()}
+    metrics = {f"accuracy {SPELT[how]}": {name: _figure(name, own[how]) for name, own in found.items()}
                for how in (SUM, PER_TOKEN)}  # fmt: skip
     weights = {name: own["weights"] for name, own in found.items()}
     return {"chance": options.chance, "weights": weights, "metrics": metrics}

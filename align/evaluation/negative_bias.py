@@ -48,7 +48,7 @@ def evaluate(probe: Probe, rows: Rows) -> dict:
         rows.ledger.merge(ledger, f"{setting}: ")
         metrics |= {f"{name}: {setting}": own for name, own in _of_setting(probe, options).items()}
     rows.ledger.used = len(examples)
-    order = ("bias", "precision of yes", "recall of yes", "said yes", "accuracy", "unsure")
+    order = ("bias", "log-odds of no", "precision of yes", "recall of yes", "said yes", "accuracy", "unsure")
     ordered = {key: metrics[key] for name in order for key in metrics if key.startswith(f"{name}: ")}
     return {"questions": len(examples), "metrics": ordered}
 
@@ -91,6 +91,12 @@ def _of_setting(probe: Probe, options: Options) -> dict[str, dict]:
     }  # of the questions of either answer: said yes, said no
     found = {
         "bias": figures.figures(lambda yes, no: _precision(yes, no) - yes[..., 0], groups),
+        "log-odds of no": figures.means(
+            {
+                name: np.array([own[1] - own[0] for own in options.scores(weights, SUM)])
+                for name, weights in probe.subject.scores.items()
+            }
+        ),
         "precision of yes": figures.figures(_precision, groups),
         "recall of yes": figures.figures(lambda yes, no: yes[..., 0], groups),
         "said yes": figures.shares({name: own == 0 for name, own in choices.items()}),

@@ -28,6 +28,7 @@ from align.scoring.head import causal_lm
 from align.scoring.routing import routing_of
 
 SUM, PER_TOKEN = "sum", "per token"
+SPELT = {SUM: "by sum", PER_TOKEN: "per token"}  # in the names of metrics
 TOKENS_AT_ONCE, ROWS_AT_ONCE, PROMPTS_AT_ONCE = 4096, 64, 16
 QUESTIONS = "rows with right and wrong answers"
 NO_SETTINGS = Settings()

@@ -50,6 +50,11 @@ def test_what_is_undefined_is_none_and_what_is_now_and_then_has_an_interval():
     assert found["policy"]["change"] is None
 
 
+def test_a_single_row_has_no_interval():
+    found = figures.means({"base": np.array([1.0]), "policy": np.array([3.0])})["policy"]
+    assert found == {"value": 3, "interval": [None, None], "change": 2, "change_interval": [None, None]}
+
+
 def test_groups_are_resampled_apart():
     ones, zeros = np.ones((20, 1)), np.zeros((20, 1))
     mixed = np.concatenate([ones, zeros])
@@ -67,5 +72,8 @@ def test_the_table_escapes_what_comes_from_data():
         {"negatives, \x1b[31mred": figures.means({"base": np.array([1.0, 2.0]), "policy": np.ones(2)})}
     )
     assert "\x1b" not in text and "\\x1b[31mred" in text
-    base, policy = text.splitlines()
-    assert "1.500 (1.000 to 2.000)" in base and "-0.500" in policy
+    assert "1.500 (1.000 to 2.000)" in text and "-0.500 (-1.000 to +0.000)" in text
+    heads = figures.means({"base": np.zeros(2), "positive": np.ones(2), "negative": np.ones(2)})
+    first, second = figures.table({"a": heads, "b": {}}).splitlines()[:2]
+    assert first.split()[:2] == ["a", "0.000"] and "positive" in first and second.split()[0] == "negative"
+    assert "undefined" in figures.table({"a": {"base": {"value": None, "interval": [None, None]}}})

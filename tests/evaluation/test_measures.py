@@ -211,6 +211,8 @@ def test_bias_by_hand():
     assert found["bias"]["base"]["value"] == pytest.approx(2 / 3 - 1 / 2)
     assert found["bias"]["policy"]["value"] == pytest.approx(1 - 1 / 4)  # it leans to no
     assert found["accuracy"]["policy"]["value"] == 5 / 8 and found["said yes"]["policy"]["value"] == 1 / 8
+    odds = [found["log-odds of no"][name]["value"] for name in ("base", "policy")]
+    assert odds == pytest.approx([(5 - 3) / 8, (7 - 1) / 8])  # 1 nat towards what is chosen
     assert "unsure" not in found
     tied = Options({"base": [np.zeros(2)]}, [np.ones(2)], is_right[:1], ["x"])
     assert negative_bias.said(tied, {"base": 1.0}).tolist() == [-1]
