@@ -26,7 +26,7 @@ from align.repair.yesno import Asked
 from align.run import write_json
 
 MADE = "repair.json"
-_COLUMNS = ("bias", "precision of yes", "recall of yes", "said yes", "accuracy")
+_COLUMNS = ("bias", "log-odds of no", "precision of yes", "recall of yes", "said yes", "accuracy")
 
 
 def main(what: str, data: str, out: str, *, count: int, settings: list[str], as_json: bool) -> None:
