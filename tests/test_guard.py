@@ -7,7 +7,10 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
+from align import job
+from align.recipe import load
 from tests.commands import (
     TRAIN,
     TWO_RANKS,
@@ -54,8 +57,10 @@ def events(folder: Path) -> list[dict]:
 
 
 def test_without_an_alarm_nothing_is_changed_to_the_last_bit(recipe, tmp_path):
-    watched = trained(recipe, tmp_path / "watched", TRAIN, WIDE, "guard.budgets.repetition=null")
-    alone = trained(recipe, tmp_path / "alone", TRAIN, "guard.action=off")
+    watched, alone = tmp_path / "watched", tmp_path / "alone"
+    for folder, settings in ((watched, [WIDE, "guard.budgets.repetition=null"]), (alone, ["guard.action=off"])):
+        job.train(load(recipe, [f"output={folder}", *settings]))
+        torch.set_num_threads(1)
     assert events(watched) == []
     ours, theirs = metrics(watched), metrics(alone)
     for mine, other in zip(ours, theirs, strict=True):
@@ -73,9 +78,7 @@ def test_without_an_alarm_nothing_is_changed_to_the_last_bit(recipe, tmp_path):
     assert "checkpoints" not in left, "the guard's own checkpoints are gone"
 
 
-@pytest.mark.parametrize(
-    "command", [TWO_RANKS, deepspeed("zero2.json"), deepspeed("zero3.json")], ids=["ddp", "zero2", "zero3"]
-)
+@pytest.mark.parametrize("command", [TWO_RANKS, deepspeed("zero3.json")], ids=["ddp", "zero3"])
 def test_all_actions_are_the_same_on_two_ranks(command, recipe, acted, tmp_path):
     """Lowered, anchored, rolled back and stopped at the same steps, with the same losses in between."""
     folder = tmp_path / "run"
