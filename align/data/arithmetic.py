@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from align.data.examples import Example
 
-PARTS = {"train": 600, "heldout": 200, "warm": 600}  # split -> problems
+PARTS = {"train": 600, "heldout": 200, "warm": 1500}  # split -> problems
 _SHARES = (("heldout", 0.2), ("warm", 0.6), ("train", 1.0))  # split -> up to which hash, in [0, 1)
 _OPERATIONS = 3  # lines of a solution
 _LARGEST_TERM, _LARGEST_FACTOR, _LARGEST_RESULT = 49, 9, 199
