@@ -31,7 +31,7 @@ def made(calibration: Calibration | None = None, world: int = 1) -> Pulls:
 def followed(pulls: Pulls, model, rows, objective, world: int = 1) -> None:
     """One micro-batch, forward and backward."""
     batch = collate(rows, 258)
-    scorer = Scorer(objective, None, None, 0, pulls)
+    scorer = Scorer(objective, None, None, 0, pulls=pulls)
     view = scorer.view(batch, *scorer.policy(model, batch, 0), {})
     (objective(view).losses.sum() / 4 * world).backward()
 
