@@ -13,10 +13,15 @@ import torch
 
 from align import cli, job, recipe
 from align.data.ledger import Ledger
+from align.data.tokenize import encode_prompt
 from align.errors import UserError
 from align.evaluation import command, measures, multiple_choice, subject
+from align.evaluation.probe import Probe
+from align.evaluation.settings import Settings
 from align.likelihood_ratio import LikelihoodRatioModel
+from align.negatives.sampling import generate
 from align.run import RunFolder
+from tests import tiny
 from tests.commands import run
 
 EVALUATE = [sys.executable, "-m", "align.cli", "evaluate"]
@@ -128,6 +133,13 @@ def test_the_policy_of_another_objective(evaluate, tiny_model, uneven_rows, tmp_
     scores = accuracies(evaluate(policy, "--data", uneven_rows), uneven_rows)
     assert list(scores) == ["base", "policy"]
     assert scores["policy"] > scores["base"], "it was trained on these rows"
+    loaded, ledger = subject.load(policy), Ledger()
+    asked, answers = Probe(loaded, Settings(max_new_tokens=8)).answers(
+        multiple_choice.questions(str(uneven_rows), ledger)[:6], ledger, "--data"
+    )
+    prompts = [encode_prompt(loaded.tokenizer, one.prompt) for one in asked]
+    assert answers["base"] == generate(tiny.llama(), loaded.tokenizer, prompts, 8)
+    assert answers["policy"] != answers["base"]
 
 
 def test_a_fully_trained_policy_is_compared_with_the_base(evaluate, tiny_model, uneven_rows, tmp_path):
