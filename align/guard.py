@@ -11,10 +11,12 @@ import json
 import math
 import shutil
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelerate.utils import gather_object
+from torch import nn
 from transformers import TrainerCallback
 
 from align.carried import roll_back
@@ -67,8 +69,10 @@ class Watchdog(TrainerCallback):
             return  # gone on with
         started = time.monotonic()
         self.watches.begin(self.trainer.model_wrapped)
-        if self.anchor is not None and not self._has_adapter():
-            self.anchor.rows.note_start(self.trainer.model_wrapped)
+        if not self._has_adapter():  # else the start can be had again when it is needed
+            self.watches.begin_answers()
+            if self.anchor is not None:
+                self.anchor.rows.note_start(self.trainer.model_wrapped)
         self.pace.prepared(_slowest(time.monotonic() - started))
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -149,7 +153,10 @@ class Watchdog(TrainerCallback):
     def _check(self, step: int, control) -> None:
         """Measures, and acts on it."""
         started = time.monotonic()
-        with_answers = self.pace.measurements % _ANSWERS_EVERY == 0
+        with_answers = self.pace.measurements % _ANSWERS_EVERY == _ANSWERS_EVERY - 1
+        if with_answers and not self.watches.has_answers:
+            with self._start():
+                self.watches.begin_answers()
         values = self.watches.measure(self.trainer.model_wrapped, with_answers=with_answers) | self._noted()
         self.pace.measured(_slowest(time.monotonic() - started), step)
         self.trainer.step_metrics |= {f"guard/{name}": value for name, value in values.items()}
@@ -176,8 +183,8 @@ class Watchdog(TrainerCallback):
             self.trainer.pulls.negative_weight = self.ladder.weight
             return f"negatives weigh {self.ladder.weight:g} from here on"
         if action == ANCHOR:
-            if not self.anchor.rows.start:  # without its adapter the policy is what it was at the start
-                with References(ADAPTER_OFF, None, {}).model(ADAPTER_OFF, self.trainer.model_wrapped) as start:
+            if not self.anchor.rows.start:
+                with self._start() as start:
                     self.anchor.rows.note_start(start)
             self.trainer.anchor = self.anchor
             return "a KL anchor holds the policy to its start from here on"
@@ -189,6 +196,10 @@ class Watchdog(TrainerCallback):
 
     def _has_adapter(self) -> bool:
         return hasattr(self.trainer.model, "peft_config")
+
+    def _start(self) -> AbstractContextManager[nn.Module]:
+        """The policy without its adapter, for a block: what it was at the start."""
+        return References(ADAPTER_OFF, None, {}).model(ADAPTER_OFF, self.trainer.model_wrapped)
 
     def _last_words(self) -> str:
         good = "" if self.good is None else f"; the last good checkpoint is {self.run.checkpoint(self.good)}"

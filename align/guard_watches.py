@@ -53,8 +53,17 @@ class Watches:
         self.start: dict[str, float] = {}
 
     def begin(self, model: nn.Module) -> None:
-        """Takes the policy as it is now for the start."""
-        self.start = self._values(self.rows.note_start(model, _reader)) | self._answers()
+        """Takes the policy as it is now for the start, but for its answers."""
+        self.start = self._values(self.rows.note_start(model, _reader))
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether it is known how the start answered; before that no answers can be measured."""
+        return "length" in self.start or not self.groups["benign"]
+
+    def begin_answers(self) -> None:
+        """Takes the answers of the policy as it is now for those of the start."""
+        self.start |= self._answers()
 
     def measure(self, model: nn.Module, *, with_answers: bool) -> dict[str, float]:
         """watch -> how far it has gone; those of rows that there are none of are left out."""
@@ -93,7 +102,7 @@ class Watches:
 
     def _answers(self) -> dict[str, float]:
         """Mean length and repetition of short answers to neutral prompts."""
-        prompts = [list(row.prompt_ids) for row in self.groups.get("benign", [])[:_ANSWERS]]
+        prompts = [list(row.prompt_ids) for row in self.groups["benign"][:_ANSWERS]]
         if not prompts:
             return {}
         answers = gather_object([generate(self.generator, self.tokenizer, prompts, _ANSWER_TOKENS)])[0]

@@ -71,7 +71,7 @@ def test_without_an_alarm_nothing_is_changed_to_the_last_bit(recipe, tmp_path):
     last = ours[-1]
     for watch in ("positive", "retain", "benign", "kl", "entropy", "top1", "repeated"):
         assert f"guard/{watch}" in last
-    assert [line["step"] for line in ours if "guard/repetition" in line and "guard/length" in line] == [2]
+    assert [line["step"] for line in ours if "guard/repetition" in line and "guard/length" in line] == [8]
     assert last["guard/kl"] > 1e-3 and last["guard/share"] > 0 and "guard/negative_weight" not in last
     assert last["guard/positive"] != 0 and "guard/gradient_cosine" in last
     left = {path.name for path in watched.iterdir()}

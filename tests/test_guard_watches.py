@@ -63,6 +63,7 @@ def test_every_watch_by_plain_loops():
     model = tiny.llama()
     watched = watches(model)
     watched.begin(model)
+    watched.begin_answers()
     groups = watched.groups
     start = {name: means(model, rows) for name, rows in groups.items() if rows}
     before = [logps for logps, _, _ in positions(model, groups["benign"])]
@@ -85,6 +86,7 @@ def test_nothing_has_changed_at_the_start():
     model = tiny.llama()
     watched = watches(model)
     watched.begin(model)
+    watched.begin_answers()
     told = watched.measure(model, with_answers=True)
     assert told == pytest.approx(dict.fromkeys(told, 0.0), abs=1e-5)
     assert told.keys() - watched.measure(model, with_answers=False).keys() == {"length", "repetition"}
@@ -94,6 +96,7 @@ def test_the_start_survives_being_written(tmp_path):
     model = tiny.llama()
     watched, again = watches(model), watches(model)
     watched.begin(model)
+    watched.begin_answers()
     watched.rows.save(tmp_path / "start.safetensors")
     again.rows.load(tmp_path / "start.safetensors")
     again.start = watched.start
