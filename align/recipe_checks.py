@@ -139,7 +139,7 @@ def _teacher_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...]) -> N
         return
     problem = None if find_heads(teacher) else check_path(teacher)
     if problem:
-        reader.fail(("reference", "teacher"), *problem)
+        reader.fail(("reference", "teacher"), problem[0], "name a finished run of likra, or a model")
 
 
 def _store_checks(reader: Reader, recipe: Recipe, needs: tuple[str, ...], data: dict) -> None:

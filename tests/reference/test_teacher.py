@@ -96,7 +96,7 @@ def test_what_cannot_teach_is_refused(loaded, tiny_model, tmp_path):
     ("settings", "message"),
     [
         (["reference.teacher=null"], "learns from a negative teacher, but none is named; name a run of likra"),
-        (["reference.teacher=./nowhere"], "reference.teacher: ./nowhere: no such folder"),
+        (["reference.teacher=./nowhere"], "./nowhere: no such folder; name a finished run of likra, or a model"),
         (["objective={name: dpo}"], "reference.teacher: objective 'dpo' learns from no teacher; leave it out"),
         (["reference.policy=adapter_off"], "reference.policy: objective 'negative_distillation' compares with no"),
     ],
