@@ -24,6 +24,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch) -> None:
+    """What trains inside a test does so on one thread: several workers' threads would wait for each other."""
+    monkeypatch.setattr("align.processor.use_all_cores", lambda: None)
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The root of the repository."""

@@ -167,6 +167,7 @@ if __name__ == "__main__":
     words = serve(sys.argv[1])
     if words[:1] == ["-m"]:
         sys.argv = words[1:]
+        sys.modules.pop(words[1], None)  # it runs as the main module
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     elif words:
         sys.argv = words

@@ -12,6 +12,11 @@ import torch
 from align import precision, processor
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """The number of threads is what is tested here."""
+
+
 @pytest.fixture
 def products():
     """The setting of float32 products, put back afterwards."""
