@@ -45,7 +45,7 @@ def _parser() -> _Parser:
     train.add_argument("recipe", metavar="RECIPE")
     train.add_argument("overrides", nargs="*", metavar="key=value")
     train.set_defaults(run=_train)
-    for add in (_add_doctor, _add_preview, _add_ref, _add_evaluate, _add_rollouts):
+    for add in (_add_plan, _add_doctor, _add_preview, _add_ref, _add_evaluate, _add_rollouts):
         add(commands)
     return parser
 
@@ -64,6 +64,15 @@ def _train(given: argparse.Namespace) -> None:
     from align.train import main as train_main
 
     train_main([given.recipe, *given.overrides])
+
+
+def _plan(given: argparse.Namespace) -> None:
+    from align.planning import command
+
+    command.main(
+        given.recipe, given.overrides, gpus=given.gpus, gpu_memory=given.gpu_memory, zero=given.zero,
+        probe=given.probe, as_json=given.json,
+    )  # fmt: skip
 
 
 def _doctor(given: argparse.Namespace) -> None:
@@ -95,6 +104,27 @@ def _rollouts(given: argparse.Namespace) -> None:
     from align import rollout_commands
 
     rollout_commands.main(given)
+
+
+def _add_plan(commands) -> None:
+    what = "tell what a recipe will take before it is run: memory by part, tokens, steps, time; and whether it fits"
+    plan = commands.add_parser("plan", help=what, description=what)
+    plan.add_argument("recipe", metavar="RECIPE")
+    plan.add_argument("overrides", nargs="*", metavar="key=value")
+    plan.add_argument("--gpus", type=_count, metavar="N", help="plan for so many GPUs (1); without: this machine")
+    plan.add_argument("--gpu-memory", type=_size, metavar="GB", help="memory of each, in units of 10^9 bytes")
+    plan.add_argument(
+        "--zero",
+        default="0",
+        metavar="0|1|2|3|FILE",
+        help="a ZeRO stage, or a file as in launch/: accelerate, DeepSpeed",
+    )
+    plan.add_argument(
+        "--probe", action=argparse.BooleanOptionalAction,
+        help="take the time of some micro-batches; without: if the device planned for is here",
+    )  # fmt: skip
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.set_defaults(run=_plan)
 
 
 def _add_doctor(commands) -> None:
@@ -156,6 +186,16 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
+
+
+def _size(text: str) -> float:
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    if not 0 < size < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of gigabytes above 0")
+    return size
 
 
 def _add_ref(commands) -> None:

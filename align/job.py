@@ -30,7 +30,8 @@ from align.evaluation.before_after import BeforeAfter
 from align.evaluation.heldout import HeldOut
 from align.guard import ProbeLayout, StartCheck, must_agree
 from align.negatives.sampling import Sampler
-from align.objectives import POSITIVE, Objective
+from align.objectives import Objective
+from align.policy_setup import weights_type, with_adapters
 from align.precision import BF16
 from align.progress import CarryState, DrawSamples, KeepSnapshots, NameCheckpoints, ProgressLine, save_whole
 from align.provenance import environment
@@ -41,7 +42,6 @@ from align.reference_setup import STORE_OFF, load_references
 from align.run import RunFolder, write_json, write_text
 from align.scoring import recompute, support
 from align.scoring.head import causal_lm
-from align.scoring.routing import Routing
 from align.trainer import AlignTrainer
 from align.view import Scorer
 
@@ -145,18 +145,8 @@ def training_arguments(recipe: Recipe, run: RunFolder) -> TrainingArguments:
 
 
 def load_policy(recipe: Recipe, args: TrainingArguments) -> nn.Module:
-    """The policy with its adapter, or with one for each role where the objective asks for them.
-
-    Weights that train are float32 (master copies); frozen ones follow the precision.
-    """
-    frozen_base = recipe.model.adapter is not None and args.bf16
-    policy = models.load_model(recipe.model, dtype=torch.bfloat16 if frozen_base else torch.float32)
-    if recipe.model.adapter is not None:
-        adapters = recipe.build_objective().adapters
-        names = list(adapters.values()) or ["default"]
-        policy = models.add_adapter(policy, recipe.model.adapter, recipe.train.seed, names)
-        if adapters:
-            Routing(adapters, POSITIVE).attach(policy)
+    """The policy with its adapters, ready to be trained on this rank's device."""
+    policy = with_adapters(recipe, models.load_model(recipe.model, dtype=weights_type(recipe, args.bf16)))
     if not recompute.prepare(policy) and recipe.train.recompute != NONE:
         say(f"train.recompute: none, since {shorten(recipe.model.path)} cannot compute its layers again")
     if not is_deepspeed_zero3_enabled():  # sharded weights cannot run before DeepSpeed has wrapped them

@@ -56,7 +56,7 @@ class HeldOut:
         for index, group in enumerate(shares[self.state.process_index]):
             batch = collate(group, self.pad_id, self.layout).to(self.device)
             hidden = hidden_states(model, batch)
-            told, kl = read_logits(causal_lm(model), hidden, partial(_tell, batch.targets)).sum(0).tolist(), 0.0
+            told, kl = read_logits(causal_lm(model), hidden, partial(tell, batch.targets)).sum(0).tolist(), 0.0
             if at_start:
                 kept.append(hidden.cpu())
             elif references is not None:
@@ -85,6 +85,6 @@ class HeldOut:
         return kl_divergence(model, hidden, reference, ref_hidden).sum().item()
 
 
-def _tell(targets: torch.Tensor, logits: torch.Tensor, at: slice) -> torch.Tensor:
+def tell(targets: torch.Tensor, logits: torch.Tensor, at: slice) -> torch.Tensor:
     """(C, 3) log-prob of the targets, entropy, and probability of the likeliest token, from logits (C, V)."""
     return torch.stack([log_probs_of(logits, targets[at]), entropy(logits), top_mass(logits, 1)], dim=-1)
