@@ -14,7 +14,6 @@ from align.planning.advice import Change
 from align.planning.duration import clock, total
 from align.planning.memory import CPU, CUDA, Setting
 from align.planning.planner import Plan, Planner, memory_here
-from align.planning.sharding import Zero
 from align.precision import BF16
 
 GB = 1e9

@@ -105,13 +105,13 @@ class Footprint:
         lasting = sharding.states(self.weights, setting.zero, setting.ranks, bf16=bf16, optimiser=optimiser)
         lasting["reference"] = sum(self._reference(name) for name in self._references())
         lasting["running means"] = self.weights.trained * FP32 * len(getattr(self.objective, "ema_decays", ()))
-        batches = _largest_held_out(held_out, steps)
+        batch = _largest_held_out(held_out, steps)
         if setting.device == CPU:  # of a GPU's run they lie in host memory
             positions = sum(len(row.ids) for one in held_out for each in one.rows for row in each.responses)
             lasting["kept hidden states"] = positions * self.config.hidden_size * FP32 // setting.ranks
         passing = {TRAINING: self._training(volume, steps, lasting)}
-        if batches:
-            passing[MEASURING] = self._measuring(batches)
+        if batch is not None:
+            passing[MEASURING] = self._measuring(batch)
         if "samples" in self.objective.needs:
             passing[SAMPLING] = self._sampling(volume)
         return Memory(lasting, {moment: self._with_holes(parts) for moment, parts in passing.items()}, self._held())
@@ -134,10 +134,9 @@ class Footprint:
             parts[HEAD] += TILE[CUDA][0] * min(TILE[CUDA][1], self.config.vocab_size) * FP32
         return dict(parts)
 
-    def _measuring(self, batches: list[MicroBatch]) -> dict[str, int]:
+    def _measuring(self, batch: MicroBatch) -> dict[str, int]:
         has_kl = self.recipe.model.adapter is not None or self.recipe.reference.policy is not None
-        most = max(self.model.measure(batch, has_kl=has_kl).most_passing for batch in batches)
-        return {"logits and hidden states": most}
+        return {"logits and hidden states": self.model.measure(batch, has_kl=has_kl).most_passing}
 
     def _sampling(self, volume: Volume) -> dict[str, int]:
         """Keys and values of a call's samples, and their logits: as they are, warped, sorted and summed."""
@@ -182,11 +181,12 @@ def weights_of(policy: nn.Module) -> Weights:
                    *(sum(one.numel() * one.itemsize for one in group) for group in (trained, frozen)))  # fmt: skip
 
 
-def _largest_held_out(held_out: Sequence[HeldOutSet], steps: Steps) -> list[MicroBatch]:
-    """The largest micro-batch of each set that is measured on."""
-    found = []
+def _largest_held_out(held_out: Sequence[HeldOutSet], steps: Steps) -> MicroBatch | None:
+    """The micro-batch of the most response tokens that is measured on; None if nothing is."""
+    groups = []
     for one in held_out:
-        shares = share_out(one.rows, world=steps.world, tokens_per_device=steps.tokens_per_device, layout=steps.layout)
-        groups = [steps.collate(group, NONE) for rank in shares for group in rank if group]
-        found.append(max(groups, key=lambda batch: (len(batch.targets), batch.tokens.input_ids.numel())))
-    return found
+        options = {"tokens_per_device": steps.tokens_per_device, "layout": steps.layout}
+        groups += [group for share in share_out(one.rows, world=steps.world, **options) for group in share if group]
+    if not groups:
+        return None
+    return steps.collate(max(groups, key=lambda rows: sum(len(one.ids) for row in rows for one in row.responses)), NONE)

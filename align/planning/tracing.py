@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from align.data.collate import MicroBatch
 from align.evaluation.heldout import tell
@@ -44,15 +44,16 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        given = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
-        if given and not any(isinstance(one, FakeTensor) for one in given):
+        given = list(_tensors((*args, *kwargs.values())))
+        with_values = [one for one in given if not isinstance(one, FakeTensor)]
+        if with_values and len(with_values) == len(given):
             with unset_fake_temporarily():
                 return function(*args, **kwargs)
-        args, kwargs = tree_map_only(Tensor, self._as_fake, (args, kwargs))
+        if with_values:
+            args, kwargs = tree_map_only(Tensor, self._as_fake, (args, kwargs))
         result = function(*args, **kwargs)
-        for leaf in tree_iter(result):
-            if isinstance(leaf, FakeTensor):
-                self.see(leaf)
+        for leaf in _tensors(result if isinstance(result, tuple | list) else (result,)):
+            self.see(leaf)
         return result
 
     def _as_fake(self, tensor: Tensor) -> FakeTensor:
@@ -79,6 +80,15 @@ class LiveBytes(TorchDispatchMode):
     def _gone(self, key: weakref.ref) -> None:
         part, size = self._known.pop(key)
         self.now[part] -= size
+
+
+def _tensors(values: Iterable) -> Iterator[Tensor]:
+    """Those among an operation's arguments or results, and in lists of them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 def as_fake(model: nn.Module, fake: FakeTensorMode) -> None:
