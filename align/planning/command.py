@@ -100,7 +100,8 @@ def _volume_lines(plan: Plan) -> list[str]:
     volume, most = plan.volume, plan.recipe.train.tokens_per_device
     looked = "" if volume.looked_at == volume.steps else f" ({volume.looked_at} looked at)"
     each = {name: volume.a_step(name) for name in volume.sums}
-    prompts = f"{volume.steps:,} of {each['prompts']:.1f} prompts with {each['responses']:.1f} responses{looked}"
+    retain = f" and {each['retain prompts']:.1f} of the retain term" if each["retain prompts"] else ""
+    prompts = f"{volume.steps:,} of {each['prompts']:.1f} prompts{retain}, {each['responses']:.1f} responses{looked}"
     tokens = f"{each['tokens']:,.0f} a step, {each['response tokens']:,.0f} of responses"
     again = volume.tokens_by_recompute
     modes = ", ".join(f"{mode} {count / again.total():.0%}" for mode, count in sorted(again.items()))

@@ -111,7 +111,7 @@ def _times(recipe: Recipe, rows: Rows | Streams, counted: Volume, timing: Timing
     passes = 0.0  # tokens without gradient
     objective = recipe.build_objective()
     references = len({recipe.reference.policy, recipe.reference.samples, recipe.reference.behavior} - {None})
-    first_epoch = steps if recipe.reference.store == STORE_OFF else steps / max(1.0, _epochs(rows, recipe))
+    first_epoch = steps if recipe.reference.store == STORE_OFF else steps / _epochs(rows, recipe)
     passes += references * tokens * first_epoch
     passes += counted.a_step("mismatched tokens") / setting.ranks * 2 * steps
     if objective.coupled and counted.most_micro_batches > 1:
@@ -124,12 +124,14 @@ def _times(recipe: Recipe, rows: Rows | Streams, counted: Volume, timing: Timing
         times["measuring"] = scoring.times(held_out * often)
     if timing.answer_token:
         a_call = max(1, recipe.sampling.batch_size // recipe.sampling.k)
-        draws = steps * counted.a_step("prompts") / max(1.0, _epochs(rows, recipe)) / setting.ranks
+        again = 1.0 if recipe.sampling.every else _epochs(rows, recipe)  # how often the same draws serve
+        draws = steps * counted.a_step("prompts") / again / setting.ranks
         times["sampling"] = Span(draws / a_call * recipe.sampling.max_new_tokens * timing.answer_token)
     return times
 
 
 def _epochs(rows: Rows | Streams, recipe: Recipe) -> float:
+    """How often a run goes through its rows, at least 1; of rows that are streamed, once."""
     return max(rows.feed(recipe).plan.epochs, 1.0) if isinstance(rows, Rows) else 1.0
 
 

@@ -102,7 +102,7 @@ def _update(policy: nn.Module, args: TrainingArguments) -> float:
     """Of clipping and of the second optimiser step; the first one makes the state."""
     trained = [weight for weight in policy.parameters() if weight.requires_grad]
     kind, options = Trainer.get_optimizer_cls_and_kwargs(args, policy)
-    optimiser = kind(trained, **options)
+    optimiser = kind(trained, **options | {"lr": 0.0})  # the policy may be asked for samples yet
 
     def update(_: object) -> None:
         nn.utils.clip_grad_norm_(trained, 1.0)

@@ -74,11 +74,13 @@ def count(steps: Steps) -> Volume:
 def _add(volume: Volume, group: Group, dealt: Dealt) -> None:
     volume.micro_batches.append(dealt)
     volume.tokens_by_recompute[dealt.recompute] += dealt.tokens
+    retain = sum(row.retain for row in group)
     volume.sums.update({
-        "prompts": len(group), "responses": sum(len(row.responses) for row in group), "tokens": dealt.tokens,
-        "response tokens": _response_tokens(group), "unique tokens": size(group, PACKED),
+        "prompts": len(group) - retain, "retain prompts": retain,
+        "responses": sum(len(row.responses) for row in group), "response tokens": _response_tokens(group),
+        "tokens": dealt.tokens, "unique tokens": size(group, PACKED), "tokens padded": size(group, PADDED),
         "tokens with a prompt for each response": sum(sum(row.lengths()) for row in group),
-        "tokens padded": size(group, PADDED), "tokens in pairs": sum(map(_in_pairs, group)),
+        "tokens in pairs": sum(map(_in_pairs, group)),
     })  # fmt: skip
 
 

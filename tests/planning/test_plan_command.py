@@ -40,7 +40,7 @@ def test_it_tells_and_leaves_nothing_behind(recipe):
     before = sorted(recipe.parent.rglob("*"))
     done = commands.run(PLAN, recipe, "--probe")
     assert done.returncode == 0, done.stderr[-3000:]
-    for said in ("own: dpo on", "weights ", "steps           5 of 4.0 prompts", "total", "fits", "training", " to "):
+    for said in ("own: dpo on", "weights ", "steps           5 of 4.0 prompts, ", "total", "fits", "training", " to "):
         assert said in done.stdout, done.stdout
     assert sorted(recipe.parent.rglob("*")) == before
     assert not list(Path(commands.own_cache()).glob("reference*"))
