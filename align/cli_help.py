@@ -16,6 +16,11 @@ align COMMAND --help has examples of each. Exit codes: 0 done, 1 it failed or fo
 
 EXAMPLES = {
     "check": ("recipes/*.yaml", "recipes/d2o.yaml model.path=Qwen/Qwen2.5-0.5B-Instruct", "--list"),
+    "plan": (
+        "recipes/d2o.yaml",
+        "recipes/dpo.yaml --gpus 8 --gpu-memory 80 --zero 3",
+        "recipes/dpo.yaml --no-probe --json",
+    ),
     "train": ("recipes/d2o.yaml", "recipes/d2o.yaml data.sources=[my.jsonl] output=runs/mine train.resume=true"),
     "doctor": (
         "recipes/dpo.yaml",

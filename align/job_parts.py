@@ -22,14 +22,14 @@ from align.data.steps import Steps
 from align.errors import UserError, shorten
 from align.negatives import in_context
 from align.negatives.sampling import Sampler
-from align.objectives import POSITIVE, Objective
+from align.objectives import Objective
+from align.policy_setup import weights_type, with_adapters
 from align.precision import BF16
 from align.recipe import Recipe
 from align.reference import References
 from align.reference.ema import RunningMeans
 from align.run import RunFolder
 from align.scoring import recompute, support
-from align.scoring.routing import Routing
 from align.start_check import StartCheck, must_agree
 
 # Where the recipe is silent and transformers' default is not ours; `train.hf` has the last word.
@@ -82,18 +82,8 @@ def training_arguments(recipe: Recipe, run: RunFolder) -> TrainingArguments:
 
 
 def load_policy(recipe: Recipe, args: TrainingArguments) -> nn.Module:
-    """The policy with its adapter, or with one for each role where the objective asks for them.
-
-    Weights that train are float32 (master copies); frozen ones follow the precision.
-    """
-    frozen_base = recipe.model.adapter is not None and args.bf16
-    policy = models.load_model(recipe.model, dtype=torch.bfloat16 if frozen_base else torch.float32)
-    if recipe.model.adapter is not None:
-        adapters = recipe.build_objective().adapters
-        names = list(adapters.values()) or ["default"]
-        policy = models.add_adapter(policy, recipe.model.adapter, recipe.train.seed, names)
-        if adapters:
-            Routing(adapters, POSITIVE).attach(policy)
+    """The policy with its adapters, ready to be trained on this rank's device."""
+    policy = with_adapters(recipe, models.load_model(recipe.model, dtype=weights_type(recipe, args.bf16)))
     if not recompute.prepare(policy) and recipe.train.recompute != NONE:
         say(f"train.recompute: none, since {shorten(recipe.model.path)} cannot compute its layers again")
     if not is_deepspeed_zero3_enabled():  # sharded weights cannot run before DeepSpeed has wrapped them

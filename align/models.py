@@ -88,6 +88,20 @@ def load_model(model: Model, *, dtype: torch.dtype) -> PreTrainedModel:
     return _plain(loaded) if extra else loaded
 
 
+def empty_model(model: Model, *, dtype: torch.dtype) -> PreTrainedModel:
+    """The same on the `meta` device: shapes and types from the configuration, no weights, no memory."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder, extra = _located(model.path)
+    with _load_errors(model.path):
+        config = AutoConfig.from_pretrained(
+            folder, revision=model.revision, trust_remote_code=model.trust_remote_code, **extra
+        )
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=model.trust_remote_code)
+
+
 def add_adapter(
     model: PreTrainedModel, adapter: Adapter, seed: int, names: Sequence[str] = ("default",)
 ) -> PreTrainedModel:

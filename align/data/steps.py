@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch.utils.data import Dataset
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 from align.data.collate import MicroBatch, collate
 from align.data.layout import least_recompute, size
 from align.data.ledger import Ledger
-from align.data.share import share_out
+from align.data.share import Group, share_out
 from align.data.tokenize import TokenizedResponse, TokenizedRow
 
 if TYPE_CHECKING:
@@ -71,25 +72,33 @@ class Steps(Dataset):
         return len(self.feed)
 
     def __getitem__(self, step: int) -> StepShare:
+        rows, mismatched = self.rows(step)
+        return StepShare(step, self._collated(rows), self._collated(mismatched) if self.wants_mismatched else [])
+
+    def rows(self, step: int) -> tuple[list[TokenizedRow], list[TokenizedRow]]:
+        """What all ranks together forward in a step, and of responses behind the prompt of another row."""
         rows = self.feed.rows(step)
         if self.sampler is not None:
             rows = [row for row in map(self.sampler.with_samples, rows) if row is not None]
-        mismatched = self._collated(mismatch(rows, self.max_length)) if self.wants_mismatched else []
+        mismatched = mismatch(rows, self.max_length) if self.wants_mismatched else []
         if self.retain is not None:
             rows = [*rows, *self.retain.rows(step)]
         if self.splits_roles:
             rows = [part for row in rows for part in by_role(row)]
-        return StepShare(step, self._collated(rows), mismatched)
+        return rows, mismatched
+
+    def deal(self, rows: list[TokenizedRow]) -> Iterator[tuple[tuple[Group, ...], str]]:
+        """What the ranks forward at the same time, one group each, and what is computed again of it; time by time."""
+        shares = share_out(rows, world=self.world, tokens_per_device=self.tokens_per_device, layout=self.layout)
+        for beside in zip(*shares, strict=True):
+            most = max(size(group, self.layout) for group in beside)
+            yield beside, least_recompute(self.recompute, most, self.tokens_per_device)
+
+    def collate(self, group: Group, recompute: str) -> MicroBatch:
+        return dataclasses.replace(collate(group, self.pad_id, self.layout), recompute=recompute)
 
     def _collated(self, rows: list[TokenizedRow]) -> list[MicroBatch]:
-        shares = share_out(rows, world=self.world, tokens_per_device=self.tokens_per_device, layout=self.layout)
-        found = []
-        for beside in zip(*shares, strict=True):  # what the ranks forward at the same time
-            most = max(size(group, self.layout) for group in beside)
-            recompute = least_recompute(self.recompute, most, self.tokens_per_device)
-            batch = collate(beside[self.rank], self.pad_id, self.layout)
-            found.append(dataclasses.replace(batch, recompute=recompute))
-        return found
+        return [self.collate(beside[self.rank], recompute) for beside, recompute in self.deal(rows)]
 
 
 def by_role(row: TokenizedRow) -> list[TokenizedRow]:

@@ -60,7 +60,7 @@ class HeldOut:
         for index, group in enumerate(shares[self.state.process_index]):
             batch = collate(group, self.pad_id, self.layout).to(self.device)
             hidden = hidden_states(model, batch)
-            each = read_logits(causal_lm(model), hidden, partial(_tell, batch.targets))  # (M, 3)
+            each = read_logits(causal_lm(model), hidden, partial(tell, batch.targets))  # (M, 3)
             told, kl = each.sum(0).tolist(), 0.0
             if at_start:
                 kept.append(hidden.cpu())
@@ -110,6 +110,6 @@ def _by_row(logps: torch.Tensor, batch: MicroBatch) -> list[tuple[float, int]]:
     return list(zip(sums.tolist(), counts.tolist(), strict=True))
 
 
-def _tell(targets: torch.Tensor, logits: torch.Tensor, at: slice) -> torch.Tensor:
+def tell(targets: torch.Tensor, logits: torch.Tensor, at: slice) -> torch.Tensor:
     """(C, 3) log-prob of the targets, entropy, and probability of the likeliest token, from logits (C, V)."""
     return torch.stack([log_probs_of(logits, targets[at]), entropy(logits), top_mass(logits, 1)], dim=-1)

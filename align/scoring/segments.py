@@ -80,6 +80,11 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, segments: list[int
     return out
 
 
+@tree_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, segments: list[int], scaling: float) -> Tensor:
+    return query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
+
+
 @torch.library.custom_op("align::tree_attention_backward", mutates_args=())
 def _tree_attention_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, segments: list[int], scaling: float
@@ -102,6 +107,13 @@ def _tree_attention_backward(
             found = torch.bmm(slope, keys).mul_(scaling).view(heads, -1, size)
             of_query[:, block.first : block.last] = found
     return of_query, of_key.to(key.dtype), of_value.to(value.dtype)
+
+
+@_tree_attention_backward.register_fake
+def _(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, segments: list[int], scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
 def _keep(ctx, inputs: tuple, output: Tensor) -> None:

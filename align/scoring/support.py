@@ -35,17 +35,18 @@ def check_head(model: nn.Module) -> float:
         return (_probe(model, [row], PADDED)[0] - own).abs().max().item()
 
 
-def use_packed(model: nn.Module, max_length: int) -> str | None:
+def use_packed(model: nn.Module, max_length: int, *, has_weights: bool = True) -> str | None:
     """Makes a model ready for the packed layout of prompts with responses, up to `max_length` tokens together.
 
     Returns why it cannot be, in words for the user, and leaves the model as it was; None: it is ready. Under ZeRO-3,
-    where weights are sharded and cannot run yet, the probe (`packed_differs`) is left to the first step.
+    where weights are sharded and cannot run yet, the probe (`packed_differs`) is left to the first step; a model that
+    `has_weights` false is judged by its configuration alone.
     """
     inner = causal_lm(model)
     before, reason = inner.config._attn_implementation, _unsuited(inner, max_length)
     if reason is None:
         reason = _set_attention(inner, NAME)
-    if reason is None and not is_deepspeed_zero3_enabled():
+    if reason is None and has_weights and not is_deepspeed_zero3_enabled():
         reason = packed_differs(model)
         if reason:
             _set_attention(inner, before)

@@ -1,14 +1,15 @@
-"""`align check` and `align train`."""
+"""`align check`, `plan` and `train`."""
 
 from __future__ import annotations
 
 import argparse
 
 from align.errors import UserError, UserErrors
+from align.verbs.arguments import count, size
 
 
 def add(commands) -> None:
-    for add_command in (_add_check, _add_train):
+    for add_command in (_add_check, _add_plan, _add_train):
         add_command(commands)
 
 
@@ -17,6 +18,25 @@ def _add_check(commands) -> None:
     check.add_argument("recipes", nargs="*", metavar="RECIPE", help="recipe files; key=value overrides apply to all")
     check.add_argument("--list", action="store_true", help="print all objectives, what they need and are normalised by")
     check.set_defaults(run=_check)
+
+
+def _add_plan(commands) -> None:
+    what = "tell what a recipe will take before it is run: memory by part, tokens, steps, time; and whether it fits"
+    plan = commands.add_parser("plan", help=what, description=what)
+    plan.add_argument("recipe", metavar="RECIPE")
+    plan.add_argument("overrides", nargs="*", metavar="key=value")
+    plan.add_argument("--gpus", type=count, metavar="N", help="plan for so many GPUs (1); without: this machine")
+    plan.add_argument("--gpu-memory", type=size, metavar="GB", help="memory of each, in units of 10^9 bytes")
+    plan.add_argument(
+        "--zero", default="0", metavar="0|1|2|3|FILE",
+        help="a ZeRO stage, or a file as in launch/: accelerate, DeepSpeed",
+    )  # fmt: skip
+    plan.add_argument(
+        "--probe", action=argparse.BooleanOptionalAction,
+        help="take the time of some micro-batches; without: if the device planned for is here",
+    )  # fmt: skip
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.set_defaults(run=_plan)
 
 
 def _add_train(commands) -> None:
@@ -34,6 +54,15 @@ def _check(given: argparse.Namespace) -> None:
     from align import catalogue
 
     print(catalogue.table())
+
+
+def _plan(given: argparse.Namespace) -> None:
+    from align.planning import command
+
+    command.main(
+        given.recipe, given.overrides, gpus=given.gpus, gpu_memory=given.gpu_memory, zero=given.zero,
+        probe=given.probe, as_json=given.json,
+    )  # fmt: skip
 
 
 def _train(given: argparse.Namespace) -> None:
