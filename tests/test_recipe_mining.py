@@ -76,7 +76,7 @@ def test_rows_need_not_supply_the_objective_before_they_are_chosen(tmp_path):
 
 def test_commands_refuse_what_is_not_theirs(tmp_path):
     load(tmp_path)
-    with pytest.raises(UserError, match="its section mining chooses rows, it does not train; align mine"):
+    with pytest.raises(UserError, match="its section mining makes rows, it does not train; align mine"):
         align(["train", str(tmp_path / "r.yaml")])
     with pytest.raises(UserError, match="has no section mining"):
         align(["mine", str(tmp_path / "r.yaml"), "mining=null"])
