@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -86,6 +87,7 @@ def run_main(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # preemption ends it like Ctrl-C: what is open is closed
     try:
         main()
+        _leave_ranks()
     except UserError as error:
         if is_first_process():
             print(error, file=sys.stderr)
@@ -98,6 +100,18 @@ def run_main(main: Callable[[], None]) -> None:
         if is_first_process():
             print(str(error) or "interrupted", file=sys.stderr)
         sys.exit(128 + getattr(error, "number", signal.SIGINT))
+
+
+def _leave_ranks() -> None:
+    """Ends a process that is one rank of several, once it has done all.
+
+    Threads of gloo may still let go of Python's tensors; if Python shuts down meanwhile, they abort the process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _interrupt(number: int, frame: object) -> None:

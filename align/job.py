@@ -100,16 +100,26 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
             carried.restore(trainer, checkpoint)
             if guard is not None:
                 guard.restore(checkpoint)
-        with trainer.interruption:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        run_steps(trainer, checkpoint)
         write_data(run, rows, steps)
-        if trainer.interrupted is not None:
-            kept = f"after step {trainer.state.global_step}: checkpoint saved; go on with train.resume=true"
-            raise Interrupted(trainer.interrupted, kept)
+        end_if_interrupted(trainer)
         measures.after()
         save_whole(trainer, run.final, how_to_use(recipe, objective) | writer.cards())
     say(f"report: {run.report}")
     say(f"result: {run.final}")
+
+
+def run_steps(trainer: AlignTrainer, checkpoint: Path | None) -> None:
+    """All steps, or those up to the one in which a signal comes."""
+    with trainer.interruption:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def end_if_interrupted(trainer: AlignTrainer) -> None:
+    """Raises Interrupted, with what is kept, if a signal ended the loop."""
+    if trainer.interrupted is not None:
+        kept = f"after step {trainer.state.global_step}: checkpoint saved; go on with train.resume=true"
+        raise Interrupted(trainer.interrupted, kept)
 
 
 def describe(recipe: Recipe, trainer: AlignTrainer, args: TrainingArguments, layout: str) -> str:

@@ -26,12 +26,9 @@ def main(arguments: list[str] | None = None) -> None:
         if getattr(loaded, section) is not None:
             fix = f"align {command} {arguments[0]}, then train on what it writes with another recipe"
             raise UserError(arguments[0], f"its section {section} makes rows, it does not train", fix)
-    from accelerate import PartialState
-
     from align.job import train
 
     train(loaded)
-    PartialState().destroy_process_group()  # threads of a group that is there at the exit may abort the process
 
 
 if __name__ == "__main__":

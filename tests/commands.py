@@ -64,7 +64,10 @@ def _server() -> Server:
 
 def start(command: list[str], *arguments: object) -> subprocess.Popen | ForkedProcess:
     """Starts a command in the repository's root, in a process group of its own, with a cache of its own."""
-    words, environment = [*command, *map(str, arguments)], {**os.environ, **_QUIET, "ALIGN_CACHE": own_cache()}
+    words, environment = (
+        [str(word) for word in (*command, *arguments)],
+        {**os.environ, **_QUIET, "ALIGN_CACHE": own_cache()},
+    )
     if words[1:2] == ["align/train.py"] or words[1:3] == ["-m", "align.cli"]:
         return _server().start(words[1:], environment)
     return subprocess.Popen(

@@ -64,7 +64,7 @@ def test_without_an_alarm_nothing_is_changed_to_the_last_bit(recipe, tmp_path):
     assert events(watched) == []
     ours, theirs = metrics(watched), metrics(alone)
     for mine, other in zip(ours, theirs, strict=True):
-        assert all(mine[key] == other[key] for key in other.keys() - {"tokens_per_second"})
+        assert all(mine[key] == other[key] for key in other.keys() - {"tokens_per_second", "reference/forwards"})
         assert not any(key.startswith("guard/") for key in other)
     measured = [line["step"] for line in ours if "guard/kl" in line]
     assert measured == [2, 4, 6, 8]

@@ -26,6 +26,7 @@ objective: {{name: {objective}}}
 train:     {{learning_rate: 1.0e-2, max_steps: 12, prompts_per_step: 8, tokens_per_device: 800, precision: fp32,
             save_every: 1}}
 eval:      {{holdout: 0.1, generate: 0, sources: []}}
+guard:     {{every: 4}}
 output:    unset
 """
 
@@ -57,7 +58,7 @@ def write(folder: Path, model: Path, data: Path, streaming: str = "always", obje
 
 def timeless(folder: Path) -> list[dict]:
     """The metrics of a run without what depends on the machine's speed, and on what its store held."""
-    leave = {"tokens_per_second", "reference/forwards"}
+    leave = {"tokens_per_second", "reference/forwards", "guard/share"}
     return [{key: value for key, value in line.items() if key not in leave} for line in metrics(folder)]
 
 
