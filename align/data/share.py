@@ -21,12 +21,11 @@ def share_out(
     has one of its own. A rank may get empty ones when there are fewer rows than places.
     """
     deal = _neighbours if layout == PADDED else _balanced
-    fewest = max(1, math.ceil(sum(_tokens(row, layout) for row in rows) / (world * tokens_per_device)))
-    for each in range(fewest, max(fewest, len(rows)) + 1):
+    most = max(1, math.ceil(len(rows) / world))  # a row each; more would be empty
+    fewest = math.ceil(sum(_tokens(row, layout) for row in rows) / (world * tokens_per_device))
+    for each in range(min(max(1, fewest), most), most + 1):
         groups = deal(rows, world * each)
-        if all(len(group) <= 1 or size(group, layout) <= tokens_per_device for group in groups) or world * each >= len(
-            rows
-        ):
+        if all(len(group) <= 1 or size(group, layout) <= tokens_per_device for group in groups):
             break
     return [groups[rank::world] for rank in range(world)]
 

@@ -51,6 +51,14 @@ def test_a_row_larger_than_a_device_lies_alone(layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("world", "each"), [(1, 5), (2, 3), (5, 1)])
+def test_rows_larger_than_a_device_make_no_empty_micro_batches(layout, world, each):
+    shares = share_out(some_rows(5), world=world, tokens_per_device=1, layout=layout)
+    assert [len(share) for share in shares] == [each] * world
+    assert sorted(len(group) for share in shares for group in share) == [0] * (world * each - 5) + [1] * 5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_ranks_without_a_row_get_empty_micro_batches(layout):
     first, second = rows = some_rows(2)
     shares = share_out(rows, world=4, tokens_per_device=LARGE, layout=layout)
