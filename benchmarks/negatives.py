@@ -26,6 +26,7 @@ from align import processor
 from align.data.examples import Example
 from align.data.ledger import Ledger
 from align.evaluation import multiple_choice
+from align.evaluation.probe import PER_TOKEN
 from align.evaluation.subject import BASE, POLICY
 from align.run import write_json
 from benchmarks import study
@@ -78,8 +79,8 @@ def choose(given: argparse.Namespace, seed: int, parts: dict[str, list[Example]]
 def make(kind: str, pool: Sequence[Example], folder: Path, seed: int) -> dict[str, Example]:
     """{prompt's key: the first positive and one negative of a kind}, for the prompts that it has one for."""
     if kind == "own":
-        return {one.key: _pair(one) for one in pool}
-    bare = [_with(one, [first(one, "positive")]) for one in pool]
+        return {one.key: study.first_pair(one) for one in pool}
+    bare = [_with(one, [study.first(one, "positive")]) for one in pool]
     out = folder / kind
     if kind == "near-miss":
         rows, made = study.write_rows(folder / "bare.jsonl", bare), out.with_suffix(".jsonl")
@@ -97,24 +98,16 @@ def make(kind: str, pool: Sequence[Example], folder: Path, seed: int) -> dict[st
         study.align("negatives", "degrade", "recipes/degrade.yaml", f"data.sources=[{rows}]", f"output={out}",
                     f"train.seed={seed}", f"degrade.condition={condition}")  # fmt: skip
     examples = multiple_choice.questions(str(made), Ledger())
-    return {one.key: _pair(one) for one in examples}
-
-
-def first(example: Example, role: str):
-    return next(one for one in example.responses if one.role == role)
+    return {one.key: study.first_pair(one) for one in examples}
 
 
 def _with(example: Example, responses: Sequence) -> Example:
     return dataclasses.replace(example, responses=tuple(responses))
 
 
-def _pair(example: Example) -> Example:
-    return _with(example, [first(example, "positive"), first(example, "negative")])
-
-
 def _first_of_rights(example: Example) -> Example:
     negatives = [one for one in example.responses if one.role == "negative"]
-    return _with(example, [first(example, "positive"), *negatives])
+    return _with(example, [study.first(example, "positive"), *negatives])
 
 
 def measure(given: argparse.Namespace, tests: dict[str, list[Example]]) -> dict:
@@ -123,11 +116,11 @@ def measure(given: argparse.Namespace, tests: dict[str, list[Example]]) -> dict:
     found: dict[str, dict[str, list[np.ndarray]]] = {}  # kind -> file -> (N,) of each seed
     for kind in given.kinds:
         for seed in range(given.seeds):
-            heads = [POLICY] if BASE in found else [BASE, POLICY]
-            for head, own in study.accuracies(given.out / f"{kind}-{seed}", tests, heads).items():
+            scores = {kind: ({POLICY: 1.0}, PER_TOKEN)} | ({} if BASE in found else {BASE: ({BASE: 1.0}, PER_TOKEN)})
+            for score, own in study.accuracies(given.out / f"{kind}-{seed}", tests, scores).items():
                 for name, values in own.items():
-                    each = found.setdefault(BASE if head == BASE else kind, {}).setdefault(name, [])
-                    each.extend([values] * given.seeds if head == BASE else [values])
+                    each = found.setdefault(score, {}).setdefault(name, [])
+                    each.extend([values] * given.seeds if score == BASE else [values])
     results = {}
     for name in (*tests, "all"):
         named = list(tests) if name == "all" else [name]

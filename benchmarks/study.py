@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import random
@@ -12,15 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from align.data.examples import Example, to_row
+from align.data.examples import Example, Response, to_row
 from align.data.ledger import Ledger
 from align.evaluation import preference_accuracy, subject
 from align.evaluation.intervals import bootstrap_runs
-from align.evaluation.probe import PER_TOKEN, Probe
+from align.evaluation.probe import Probe
 from align.run import RunFolder, write_text
 from benchmarks.gate import ROOT
 
 Shares = Mapping[str, float]  # part -> share of the prompts
+Score = tuple[dict[str, float], str]  # (head -> weight of its log-prob, sum or per token)
 
 
 def split(examples: Iterable[Example], shares: Shares, name: str) -> dict[str, list[Example]]:
@@ -56,17 +58,26 @@ def train(recipe: str, folder: Path, *settings: str) -> None:
         subprocess.run([sys.executable, "align/train.py", recipe, f"output={folder}", *words], cwd=ROOT, check=True)
 
 
-def accuracies(folder: Path, parts: Mapping[str, Sequence[Example]], heads: Sequence[str]) -> dict[str, dict]:
-    """{head: {part: (N,)}} of a finished run: each row's share of pairs in order, by mean log-prob."""
+def accuracies(
+    folder: Path, parts: Mapping[str, Sequence[Example]], scores: Mapping[str, Score]
+) -> dict[str, dict[str, np.ndarray]]:
+    """{score: {part: (N,)}} of a finished run: each row's share of pairs in order."""
     models = subject.load(folder)
-    for head in set(models.heads) - set(heads):
+    for head in set(models.heads) - {head for weights, _ in scores.values() for head in weights}:
         models = models.without(head)
-    probe, found = Probe(models), {head: {} for head in heads}
-    for part, examples in parts.items():
-        options = probe.options(examples, Ledger())
-        for head in heads:
-            found[head][part] = preference_accuracy.in_order(options, {head: 1.0}, PER_TOKEN)
-    return found
+    options = {part: Probe(models).options(examples, Ledger()) for part, examples in parts.items()}
+    return {name: {part: preference_accuracy.in_order(own, weights, how) for part, own in options.items()}
+            for name, (weights, how) in scores.items()}  # fmt: skip
+
+
+def first_pair(example: Example) -> Example:
+    """A row with its first positive and its first negative alone."""
+    return dataclasses.replace(example, responses=(first(example, "positive"), first(example, "negative")))
+
+
+def first(example: Example, role: str) -> Response:
+    """The first response of a role."""
+    return next(one for one in example.responses if one.role == role)
 
 
 def told(values: np.ndarray) -> dict:
