@@ -41,10 +41,11 @@ def main() -> None:
     parser.add_argument("rows", nargs="+", type=Path, help="files of rows with positives and negatives")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kinds", nargs="+", choices=(*KINDS, *DEGRADED), default=KINDS)
-    parser.add_argument("--prompts", type=int, default=96, help="training prompts of each file (96)")
-    parser.add_argument("--tests", type=int, default=128, help="test rows of each file at most (128)")
+    parser.add_argument("--prompts", type=int, default=32, help="training prompts of each file (32)")
+    parser.add_argument("--pool", type=int, default=128, help="prompts of each file that negatives are made for (128)")
+    parser.add_argument("--tests", type=int, default=96, help="test rows of each file at most (96)")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40, help="optimiser steps of recipes/dpo.yaml")
+    parser.add_argument("--steps", type=int, default=20, help="optimiser steps of recipes/dpo.yaml (20)")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides of it")
     given = parser.parse_args()
     files = {file.stem: study.split(multiple_choice.questions(str(file), Ledger()), SHARES, "negatives")
@@ -66,7 +67,7 @@ def choose(given: argparse.Namespace, seed: int, parts: dict[str, list[Example]]
     """{kind: training examples} of a seed: the same prompts and positives for every kind."""
     found: dict[str, list[Example]] = {kind: [] for kind in given.kinds}
     for name, examples in parts.items():
-        folder, pool = given.out / "made" / f"{name}-{seed}", examples[: 2 * given.prompts]
+        folder, pool = given.out / "made" / f"{name}-{seed}", examples[: given.pool]
         made = {kind: make(kind, pool, folder, seed) for kind in given.kinds}
         common = [one.key for one in pool if all(one.key in own for own in made.values())][: given.prompts]
         print(f"{name}, seed {seed}: " + ", ".join(f"{kind} {len(own)}" for kind, own in made.items())
