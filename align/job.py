@@ -15,7 +15,7 @@ from transformers.integrations import (
 )
 from transformers.utils import logging as transformers_logging
 
-from align import carried, guard_setup, job_parts, likelihood_ratio, models, precision, processor
+from align import carried, job_parts, likelihood_ratio, models, precision, processor
 from align.data.layout import PACKED
 from align.data.ledger import Ledger
 from align.data.load import Rows
@@ -28,6 +28,7 @@ from align.errors import Interrupted, shorten
 from align.evaluation.before_after import BeforeAfter
 from align.evaluation.heldout import HeldOut
 from align.guard import Watchdog
+from align.guard import setup as guard_setup
 from align.interruption import EndBehindStep
 from align.job_parts import say
 from align.negatives.sampling import Sampler

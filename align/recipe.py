@@ -13,7 +13,7 @@ from align import mining_checks, objectives, recipe_checks, yaml_lines
 from align.data import sources
 from align.data.layout import ALL, AUTO, CHEAP, NONE, PACKED, PADDED
 from align.errors import UserError, UserErrors, shorten
-from align.guard_options import Guard
+from align.guard.options import Guard
 from align.mining_options import Mining
 from align.negative_options import Degrade, InContext, Repair
 from align.recipe_checks import training_argument_names as training_argument_names

@@ -33,7 +33,7 @@ from align.start_check import Drift, StartCheck
 from align.view import Scorer, bare_view, common_metrics
 
 if TYPE_CHECKING:
-    from align.anchor import Anchor
+    from align.guard.anchor import Anchor
     from align.recipe import Retain
 
 

@@ -7,8 +7,8 @@ import contextlib
 import pytest
 import torch
 
-from align.anchor import STRENGTH, Anchor
-from align.guard_rows import FixedRows, shortest
+from align.guard.anchor import STRENGTH, Anchor
+from align.guard.rows import FixedRows, shortest
 from align.objectives import POSITIVE
 from align.scoring.likeliest import K
 from tests import tiny

@@ -1,9 +1,4 @@
-"""The watchdog: measures what negatives do to everything else, and acts before it is lost.
-
-What is measured stands in `align.guard_watches`, when in `align.guard_pace`, what is done about it in
-`align.guard_ladder`. Here the loop meets them: all ranks measure together, have the same numbers and take the same
-actions. As long as no budget is exceeded nothing of the run is changed, to the last bit.
-"""
+"""Where the guard meets the loop: all ranks measure together, have the same numbers and take the same actions."""
 
 from __future__ import annotations
 
@@ -21,15 +16,15 @@ from transformers import TrainerCallback
 
 from align.carried import roll_back
 from align.errors import Stopped
-from align.guard_ladder import Ladder
-from align.guard_options import ANCHOR, LOWER, ROLLBACK, STOP, Guard
-from align.guard_pace import Pace
-from align.guard_watches import WORDS, Watches
+from align.guard.ladder import Ladder
+from align.guard.options import ANCHOR, LOWER, ROLLBACK, STOP, Guard
+from align.guard.pace import Pace
+from align.guard.watches import WORDS, Watches
 from align.reference import ADAPTER_OFF, References
 from align.run import RunFolder, write_json
 
 if TYPE_CHECKING:
-    from align.anchor import Anchor
+    from align.guard.anchor import Anchor
     from align.trainer import AlignTrainer
 
 STATE, START, HELD = "guard.json", "guard_start.safetensors", "guard_anchors.safetensors"  # files of a checkpoint

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from accelerate import PartialState
 from torch import nn
 
-from align.anchor import Anchor
 from align.calibration import Calibration
-from align.guard import Watchdog
-from align.guard_options import ACTIONS, ANCHOR, LOWER, OFF, WARN
-from align.guard_rows import FixedRows, neutral_rows, watched_rows
-from align.guard_watches import Watches
+from align.guard.anchor import Anchor
+from align.guard.options import ACTIONS, ANCHOR, LOWER, OFF, WARN
+from align.guard.rows import FixedRows, neutral_rows, watched_rows
+from align.guard.watchdog import Watchdog
+from align.guard.watches import Watches
 from align.objectives import NEGATIVE, Objective
 from align.pulls import Pulls
 from align.recipe import Recipe

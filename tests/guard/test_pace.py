@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from align.guard_pace import GAP, Pace
+from align.guard.pace import GAP, Pace
 
 
 def simulate(step_seconds: float, cost: float, steps: int, in_force: bool = False) -> Pace:

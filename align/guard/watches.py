@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from align.data.collate import MicroBatch
 from align.data.tokenize import TokenizedRow
-from align.guard_rows import FixedRows
+from align.guard.rows import FixedRows
 from align.negatives.sampling import generate
 from align.scoring.extras import entropy, repeated_mass, top_mass
 from align.scoring.head import Read, log_probs_of

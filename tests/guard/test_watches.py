@@ -7,8 +7,8 @@ import contextlib
 import pytest
 import torch
 
-from align.guard_rows import LONGEST, FixedRows, shortest
-from align.guard_watches import WORDS, Watches, repetition
+from align.guard.rows import LONGEST, FixedRows, shortest
+from align.guard.watches import WORDS, Watches, repetition
 from align.objectives import NEGATIVE, POSITIVE
 from align.scoring.likeliest import K
 from tests import tiny

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from align import objectives
-from align.guard_options import Budgets
+from align.guard.options import Budgets
 from align.schema import Reader
 
 if TYPE_CHECKING:

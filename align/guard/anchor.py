@@ -13,7 +13,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from align.data.collate import MicroBatch
-from align.guard_rows import FixedRows
+from align.guard.rows import FixedRows
 from align.scoring.head import causal_lm, read_logits
 from align.scoring.likeliest import class_logps, divergence
 from align.scoring.logprobs import hidden_states

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from align.guard_options import ACTIONS, ANCHOR, LOWER, ROLLBACK, STOP
+from align.guard.options import ACTIONS, ANCHOR, LOWER, ROLLBACK, STOP
 
 LOWEST = 1 / 16  # the negatives' weight is halved down to here
 CALM, CALMS = 0.7, 2  # the share of their budgets below which all watches must be, and how often, to restore it

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from align.guard_ladder import CALM, LOWEST, Ladder
-from align.guard_options import ACTIONS, ANCHOR, LOWER, ROLLBACK, STOP, WARN
+from align.guard.ladder import CALM, LOWEST, Ladder
+from align.guard.options import ACTIONS, ANCHOR, LOWER, ROLLBACK, STOP, WARN
 
 
 def test_one_action_after_the_other():
