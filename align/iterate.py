@@ -27,10 +27,10 @@ from align.data.ledger import Ledger
 from align.data.sources import HELD_OUT
 from align.errors import UserError
 from align.evaluation import pass_at_k
+from align.generation import Policy, load_policy
 from align.judges import load as judges_load
 from align.recipe import Eval, Recipe, Reference, Sampling, Source, resolve
 from align.recipe_checks import SECTION_NEEDS
-from align.rollouts import Policy, load_policy
 from align.run import write_json, write_text
 
 BEFORE = "before"

@@ -9,10 +9,11 @@ import json
 import os
 from pathlib import Path
 
-from align import iterate, processor, recipe, rollouts
+from align import iterate, processor, recipe
 from align.data import sources
 from align.data.ledger import Ledger
 from align.errors import UserError
+from align.generation import load_policy
 from align.judges import Answer, consensus
 from align.judges import load as judges_load
 from align.recipe import Recipe
@@ -42,7 +43,7 @@ def sample(loaded: Recipe) -> None:
     """Round 0 up to `rollouts.jsonl`."""
     output = Path(loaded.output)
     iterate.write_recipe(loaded, output)
-    policy = rollouts.load_policy(loaded, iterate.start_policy(loaded, output))
+    policy = load_policy(loaded, iterate.start_policy(loaded, output))
     folder = output / "round-0"
     iterate.sample(loaded, 0, folder, policy)
     _tell(folder / "rollouts.jsonl")
@@ -93,7 +94,7 @@ def _need_judges(loaded: Recipe) -> None:
 
 def _policy(loaded: Recipe):
     """What loads the policy that round 0 samples from, at most once."""
-    return functools.lru_cache(lambda: rollouts.load_policy(loaded, iterate.start_policy(loaded, Path(loaded.output))))
+    return functools.lru_cache(lambda: load_policy(loaded, iterate.start_policy(loaded, Path(loaded.output))))
 
 
 def _tell(path: Path) -> None:

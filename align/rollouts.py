@@ -14,19 +14,19 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 import align
-from align import models, precision
+from align import generation, precision
 from align.data import sources
 from align.data.examples import Example, Response, parse_row, to_row
 from align.data.ledger import Ledger
 from align.data.tokenize import encode_prompt
 from align.errors import UserError
+from align.generation import Policy
 from align.judges import Answer, Judge, consensus, sandbox, verifiers
 from align.judges.segment import segment
-from align.negatives import in_context, sampling
+from align.negatives import in_context
 from align.negatives.in_context import Contexts
 from align.recipe import Recipe
 from align.run import write_json
@@ -34,27 +34,6 @@ from align.stage import Stage, sha256_of
 
 REWARDS = {"positive": 1.0, "negative": -1.0}
 _TOGETHER = 8  # prompts whose answers are judged, and then kept, together
-
-
-@dataclasses.dataclass
-class Policy:
-    """A model to sample from."""
-
-    path: str
-    model: torch.nn.Module
-    tokenizer: object
-    weights_sha256: str
-
-
-def load_policy(recipe: Recipe, path: str) -> Policy:
-    """The model at `path`, in the precision of the recipe, on the device."""
-    options = dataclasses.replace(recipe.model, path=path, adapter=None)
-    is_bf16 = precision.choose(recipe.train.precision).name == precision.BF16
-    model = models.load_model(options, dtype=torch.bfloat16 if is_bf16 else torch.float32).eval()
-    digest = models.weights_hash(model)
-    return Policy(
-        path, model.to("cuda" if torch.cuda.is_available() else "cpu"), models.load_tokenizer(options), digest
-    )
 
 
 def train_prompts(recipe: Recipe, number: int, ledger: Ledger) -> list[Example]:
@@ -113,8 +92,8 @@ def sample(
                 continue
             prompts = [_prompt_ids(recipe, policy, example, contexts) for example in part]
             names = [f"{recipe.train.seed}/{name}/{example.key}" for example in part]
-            drawn = sampling.draw(policy.model, policy.tokenizer, prompts, names, config, config.k)
-            stops = sampling.stop_ids(policy.model, policy.tokenizer)
+            drawn = generation.draw(policy.model, policy.tokenizer, prompts, names, config, config.k)
+            stops = generation.stop_ids(policy.model, policy.tokenizer)
             rows = {
                 example.key: _row(example, [_response(policy, verify, example, *one, stops) | made for one in answers])
                 for example, answers in zip(part, drawn, strict=True)

@@ -12,7 +12,8 @@ from align import job_parts, models, processor, recipe
 from align.data import load as data_load
 from align.data.ledger import Ledger
 from align.data.plan import PlannedFeed, StepPlan
-from align.negatives.sampling import Sampler, stop_ids
+from align.generation import stop_ids
+from align.negatives.sampling import Sampler
 from align.recipe import Recipe, Sampling
 from align.reference_setup import load_references
 from align.run import RunFolder

@@ -10,7 +10,7 @@ import torch
 
 from align import models, recipe
 from align.data.tokenize import encode_prompt, encode_response
-from align.negatives.sampling import generate
+from align.generation import generate
 from tests.commands import TRAIN, metrics, train
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from align import iterate, recipe, rollouts
+from align import generation, iterate, recipe
 from align.data import sources
 from align.data.ledger import Ledger
 from align.errors import UserError
 from align.judges import consensus
-from align.negatives import sampling
 from tests import rollout_worlds
 from tests.rollout_worlds import is_even, lines
 
@@ -106,7 +105,7 @@ def test_the_report_counts_held_out_answers(world):
 
 def test_a_finished_run_draws_and_trains_nothing_again(world, monkeypatch):
     before = {file: file.read_bytes() for file in (world / "out").rglob("*.jsonl")}
-    monkeypatch.setattr(sampling, "draw", lambda *given: pytest.fail("drew"))
+    monkeypatch.setattr(generation, "draw", lambda *given: pytest.fail("drew"))
     iterate.iterate(recipe.load(world / "recipe.yaml"), rounds=2)
     assert {file: file.read_bytes() for file in (world / "out").rglob("*.jsonl")} == before
 
@@ -120,7 +119,7 @@ def test_roll_outs_cut_off_anywhere_are_gone_on_with(world, copy, kept):
     (folder / "rollouts.jsonl").write_bytes(cut + whole[len(cut) :][:40])
     about = json.loads((folder / "rollouts.json").read_text())
     (folder / "rollouts.json").write_text(json.dumps(about | {"finished": None}))
-    policy = rollouts.load_policy(own, str(world / "out/warm/policy"))
+    policy = generation.load_policy(own, str(world / "out/warm/policy"))
     iterate.sample(own, 0, folder, policy)
     assert (folder / "rollouts.jsonl").read_bytes() == whole
 
@@ -132,7 +131,7 @@ def test_judgements_cut_off_anywhere_are_gone_on_with(world, copy, kept):
     whole = (done / "judgements-rollout.jsonl").read_bytes()
     (folder / "judgements-rollout.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:kept]) + b'{"key"')
     (folder / "judged.jsonl").unlink()
-    policy = rollouts.load_policy(own, str(world / "out/warm/policy"))
+    policy = generation.load_policy(own, str(world / "out/warm/policy"))
     iterate.judge(own, folder, iterate.judges_load.load(own, lambda: policy))
     for name in ("judgements-rollout.jsonl", "judged.jsonl"):
         assert (folder / name).read_bytes() == (done / name).read_bytes()
@@ -148,7 +147,7 @@ def test_another_recipe_does_not_go_on(world, copy):
 
 def test_groups_of_one_cannot_be_learned_from(world, tmp_path):
     own = recipe.load(world / "recipe.yaml", ["sampling.k=1", f"output={tmp_path}"])
-    policy = rollouts.load_policy(own, str(world / "out/warm/policy"))
+    policy = generation.load_policy(own, str(world / "out/warm/policy"))
     iterate.sample(own, 0, tmp_path, policy)
     with pytest.raises(UserError, match="none of 8 prompts has both a right and a wrong answer"):
         iterate.judge(own, tmp_path, [])
@@ -156,6 +155,6 @@ def test_groups_of_one_cannot_be_learned_from(world, tmp_path):
 
 def test_prompts_without_room_for_an_answer_are_told(world, tmp_path):
     own = recipe.load(world / "recipe.yaml", ["sampling.max_new_tokens=150", f"output={tmp_path}"])
-    policy = rollouts.load_policy(own, str(world / "out/warm/policy"))
+    policy = generation.load_policy(own, str(world / "out/warm/policy"))
     with pytest.raises(UserError, match=r"of answer are over data\.max_length"):
         iterate.sample(own, 0, tmp_path, policy)

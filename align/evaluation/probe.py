@@ -21,7 +21,7 @@ from align.data.tokenize import PromptTooLong, TemplateRefuses, TokenizedRow, en
 from align.errors import UserError, shorten
 from align.evaluation.settings import Settings
 from align.evaluation.subject import POLICY, Subject
-from align.negatives.sampling import generate
+from align.generation import generate
 from align.objectives import NEGATIVE, POSITIVE
 from align.scoring.answers import Head, answer_logps
 from align.scoring.head import causal_lm

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from align.data.collate import MicroBatch
 from align.data.tokenize import TokenizedRow
+from align.generation import generate
 from align.guard.rows import FixedRows
-from align.negatives.sampling import generate
 from align.scoring.extras import entropy, repeated_mass, top_mass
 from align.scoring.head import Read, log_probs_of
 from align.scoring.likeliest import class_logps, divergence

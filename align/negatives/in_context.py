@@ -21,7 +21,7 @@ from align.data.ledger import Ledger
 from align.data.messages import split_tools
 from align.data.tokenize import encode_prompt
 from align.errors import UserError
-from align.negatives.sampling import generate
+from align.generation import generate
 from align.scoring.head import causal_lm
 
 if TYPE_CHECKING:
