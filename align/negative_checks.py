@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from align.errors import shorten
+from align.judges.checks import judge_checks, verifier_checks
 from align.models import check_path
-from align.rollout_checks import judge_checks, verifier_checks
 from align.schema import Reader, nearest
 
 if TYPE_CHECKING:

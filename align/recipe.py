@@ -14,10 +14,11 @@ from align.data import sources
 from align.data.layout import ALL, AUTO, CHEAP, NONE, PACKED, PADDED
 from align.errors import UserError, UserErrors, shorten
 from align.guard.options import Guard
+from align.judges.options import Judges
 from align.mining_options import Mining
 from align.negative_options import Degrade, InContext, Repair
 from align.recipe_checks import training_argument_names as training_argument_names
-from align.rollout_options import Judges, Rollouts, WarmStart
+from align.rollouts.options import Rollouts, WarmStart
 from align.schema import Reader, nearest, option
 from align.source_options import Source
 from align.yaml_lines import dotted

@@ -15,8 +15,8 @@ from align.judges.rollout import RolloutJudge
 
 if TYPE_CHECKING:
     from align.generation import Policy
+    from align.judges.options import FunctionJudge as FunctionOptions
     from align.recipe import Recipe
-    from align.rollout_options import FunctionJudge as FunctionOptions
 
 
 def load(recipe: Recipe, policy: Callable[[], Policy]) -> list[Judge]:

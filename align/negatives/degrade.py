@@ -40,7 +40,7 @@ from align.negatives import conditions, sampling
 from align.negatives.conditions import Poor
 from align.negatives.gaps import Case, Gap
 from align.recipe import Recipe
-from align.rollouts import examples_of
+from align.rollouts.prompts import examples_of
 from align.stage import Stage, sha256_of
 
 _TOGETHER = 8  # prompts whose answers are looked at, and then kept, together

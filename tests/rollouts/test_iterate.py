@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from align import generation, iterate, recipe
+from align import generation, recipe
 from align.data import sources
 from align.data.ledger import Ledger
 from align.errors import UserError
 from align.judges import consensus
+from align.rollouts import iterate
 from tests import rollout_worlds
 from tests.rollout_worlds import is_even, lines
 
@@ -120,7 +121,7 @@ def test_roll_outs_cut_off_anywhere_are_gone_on_with(world, copy, kept):
     about = json.loads((folder / "rollouts.json").read_text())
     (folder / "rollouts.json").write_text(json.dumps(about | {"finished": None}))
     policy = generation.load_policy(own, str(world / "out/warm/policy"))
-    iterate.sample(own, 0, folder, policy)
+    iterate.sample_round(own, 0, folder, policy)
     assert (folder / "rollouts.jsonl").read_bytes() == whole
 
 
@@ -132,7 +133,7 @@ def test_judgements_cut_off_anywhere_are_gone_on_with(world, copy, kept):
     (folder / "judgements-rollout.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:kept]) + b'{"key"')
     (folder / "judged.jsonl").unlink()
     policy = generation.load_policy(own, str(world / "out/warm/policy"))
-    iterate.judge(own, folder, iterate.judges_load.load(own, lambda: policy))
+    iterate.judge_round(own, folder, iterate.judges_load.load(own, lambda: policy))
     for name in ("judgements-rollout.jsonl", "judged.jsonl"):
         assert (folder / name).read_bytes() == (done / name).read_bytes()
 
@@ -148,13 +149,13 @@ def test_another_recipe_does_not_go_on(world, copy):
 def test_groups_of_one_cannot_be_learned_from(world, tmp_path):
     own = recipe.load(world / "recipe.yaml", ["sampling.k=1", f"output={tmp_path}"])
     policy = generation.load_policy(own, str(world / "out/warm/policy"))
-    iterate.sample(own, 0, tmp_path, policy)
+    iterate.sample_round(own, 0, tmp_path, policy)
     with pytest.raises(UserError, match="none of 8 prompts has both a right and a wrong answer"):
-        iterate.judge(own, tmp_path, [])
+        iterate.judge_round(own, tmp_path, [])
 
 
 def test_prompts_without_room_for_an_answer_are_told(world, tmp_path):
     own = recipe.load(world / "recipe.yaml", ["sampling.max_new_tokens=150", f"output={tmp_path}"])
     policy = generation.load_policy(own, str(world / "out/warm/policy"))
     with pytest.raises(UserError, match=r"of answer are over data\.max_length"):
-        iterate.sample(own, 0, tmp_path, policy)
+        iterate.sample_round(own, 0, tmp_path, policy)

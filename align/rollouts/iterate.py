@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from align import job, models, objectives, rollouts
+from align import job, models, objectives
 from align.data.ledger import Ledger
 from align.data.sources import HELD_OUT
 from align.errors import UserError
@@ -31,6 +31,9 @@ from align.generation import Policy, load_policy
 from align.judges import load as judges_load
 from align.recipe import Eval, Recipe, Reference, Sampling, Source, resolve
 from align.recipe_checks import SECTION_NEEDS
+from align.rollouts.judge import judge
+from align.rollouts.prompts import held_out_prompts, train_prompts
+from align.rollouts.sample import sample
 from align.run import write_json, write_text
 
 BEFORE = "before"
@@ -110,24 +113,24 @@ def sample_and_judge(recipe: Recipe, number: int, folder: Path, path: str, count
     policy = load_policy(recipe, path)
     if counts is not None and number == 0 and recipe.rollouts.held_out:
         counts[BEFORE] = _measured(recipe, policy, folder)
-    sample(recipe, number, folder, policy)
+    sample_round(recipe, number, folder, policy)
     judges = judges_load.load(recipe, lambda: policy) if recipe.judges else []
-    judge(recipe, folder, judges)
+    judge_round(recipe, folder, judges)
 
 
-def sample(recipe: Recipe, number: int, folder: Path, policy: Policy) -> list[dict]:
-    prompts = rollouts.train_prompts(recipe, number, Ledger())
-    return rollouts.sample(recipe, policy, prompts, folder / "rollouts.jsonl", f"round-{number}", f"sample {number}")
+def sample_round(recipe: Recipe, number: int, folder: Path, policy: Policy) -> list[dict]:
+    prompts = train_prompts(recipe, number, Ledger())
+    return sample(recipe, policy, prompts, folder / "rollouts.jsonl", f"round-{number}", f"sample {number}")
 
 
-def judge(recipe: Recipe, folder: Path, judges: Sequence) -> list[dict]:
-    return rollouts.judge(recipe, judges, folder / "rollouts.jsonl", folder / "judged.jsonl")
+def judge_round(recipe: Recipe, folder: Path, judges: Sequence) -> list[dict]:
+    return judge(recipe, judges, folder / "rollouts.jsonl", folder / "judged.jsonl")
 
 
 def _measured(recipe: Recipe, policy: Policy, folder: Path) -> pass_at_k.Counts:
     """(answers, right ones) of each held-out prompt; every policy draws with the same random numbers."""
-    prompts = rollouts.held_out_prompts(recipe, Ledger())
-    rows = rollouts.sample(recipe, policy, prompts, folder / "heldout.jsonl", HELD_OUT, f"measure {folder.name}")
+    prompts = held_out_prompts(recipe, Ledger())
+    rows = sample(recipe, policy, prompts, folder / "heldout.jsonl", HELD_OUT, f"measure {folder.name}")
     right = {row["key"]: sum(one["role"] == "positive" for one in row["responses"]) for row in rows}
     return [(recipe.sampling.k, right[example.key]) for example in prompts]
 

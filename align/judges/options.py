@@ -1,4 +1,4 @@
-"""The recipe sections of the pipeline sample, judge, train: warm_start, rollouts, judges."""
+"""What a recipe may say of verifiers, which judge answers, and of the judges of their steps."""
 
 from __future__ import annotations
 
@@ -11,17 +11,6 @@ SEGMENTS = ("auto", "lines", "sentences", "markers", "wtpsplit")
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmStart:
-    """A short supervised start: the policy imitates worked solutions before it is sampled from."""
-
-    path: str = option(doc="A source of rows with positives; see data.sources.")
-    split: str = option("train", doc="Split of a builtin or hub data set.")
-    learning_rate: float = option(1e-3, gt=0, doc="Peak learning rate.")
-    max_steps: int = option(40, ge=1, doc="Optimiser steps.")
-    prompts_per_step: int = option(16, ge=1, doc="Prompts in an optimiser step.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Verifier:
     name: str = option(
         "numeric", doc=f"Compares an answer with the row's positives: {', '.join(VERIFIERS)} or package.function."
@@ -29,19 +18,6 @@ class Verifier:
     pattern: str | None = option(None, doc="regex: what to compare; its first group, or all of it, at the last match.")
     timeout: float = option(5.0, gt=0, le=600, doc="code: seconds of a run, of the clock and of the processor.")
     memory: int = option(512, ge=64, doc="code: most memory of a run, in MiB.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rollouts:
-    prompts: int | None = option(None, ge=1, doc="Prompts sampled from in a round, another part each; null: all.")
-    held_out: int = option(0, ge=0, doc="Held-out prompts on which pass@k is measured before and after each round.")
-    groups: str = option(
-        "mixed", choices=("mixed", "all"), doc="Prompts to learn from: with right and wrong answers, or all."
-    )
-    verifier: Verifier = option(Verifier, doc="What tells right answers from wrong ones.")
-    against: list[dict] = option(
-        list, doc="Objectives trained on the rows of the last round as well, to compare with; as under objective."
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

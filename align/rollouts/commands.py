@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from align import iterate, processor, recipe
+from align import processor, recipe
 from align.data import sources
 from align.data.ledger import Ledger
 from align.errors import UserError
@@ -17,6 +17,7 @@ from align.generation import load_policy
 from align.judges import Answer, consensus
 from align.judges import load as judges_load
 from align.recipe import Recipe
+from align.rollouts import iterate
 
 _TOGETHER = 16  # answers scored at once
 
@@ -45,7 +46,7 @@ def sample(loaded: Recipe) -> None:
     iterate.write_recipe(loaded, output)
     policy = load_policy(loaded, iterate.start_policy(loaded, output))
     folder = output / "round-0"
-    iterate.sample(loaded, 0, folder, policy)
+    iterate.sample_round(loaded, 0, folder, policy)
     _tell(folder / "rollouts.jsonl")
 
 
@@ -55,7 +56,7 @@ def judge(loaded: Recipe) -> None:
     folder = Path(loaded.output) / "round-0"
     if not (folder / "rollouts.jsonl").exists():
         raise UserError(str(folder), "holds no roll-outs", "align sample RECIPE first")
-    iterate.judge(loaded, folder, judges_load.load(loaded, _policy(loaded)))
+    iterate.judge_round(loaded, folder, judges_load.load(loaded, _policy(loaded)))
     _tell(folder / "judged.jsonl")
 
 
