@@ -9,14 +9,15 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from align import mining_checks, objectives, recipe_checks, yaml_lines
+from align import objectives, recipe_checks, yaml_lines
 from align.data import sources
 from align.data.layout import ALL, AUTO, CHEAP, NONE, PACKED, PADDED
 from align.errors import UserError, UserErrors, shorten
 from align.guard.options import Guard
 from align.judges.options import Judges
-from align.mining_options import Mining
-from align.negative_options import Degrade, InContext, Repair
+from align.negatives import mining_checks
+from align.negatives.mining_options import Mining
+from align.negatives.options import Degrade, InContext, Repair
 from align.recipe_checks import training_argument_names as training_argument_names
 from align.rollouts.options import Rollouts, WarmStart
 from align.schema import Reader, nearest, option

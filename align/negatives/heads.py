@@ -26,7 +26,7 @@ from align.data.share import share_out
 from align.data.tokenize import ROLE_NUMBERS, PromptTooLong, TemplateRefuses, TokenizedRow, encode_row
 from align.errors import UserError, shorten
 from align.evaluation import subject
-from align.mining_checks import is_run
+from align.negatives.mining_checks import is_run
 from align.negatives.scorer_models import files_sha256, folder_of
 from align.recipe import Recipe
 from align.reference.store import Store, identity, response_keys

@@ -20,9 +20,9 @@ import numpy as np
 from align.errors import UserError
 from align.judges import verifiers
 from align.judges.options import VERIFIERS, Verifier
-from align.mining_options import IMPLICIT, OF_POLICY, OF_REFERENCE, RELEVANCE, REWARD, SIMILARITY
 from align.negatives import scorer_models
 from align.negatives.heads import Heads
+from align.negatives.mining_options import IMPLICIT, OF_POLICY, OF_REFERENCE, RELEVANCE, REWARD, SIMILARITY
 from align.negatives.pool import PromptRow, said
 from align.negatives.score_cache import key
 from align.negatives.strategies import ches

@@ -13,9 +13,9 @@ from align.data.plan import PlannedFeed, StepPlan
 from align.data.tokenize import encode_prompt
 from align.errors import UserError
 from align.generation import draw, generate
-from align.negative_options import InContext
 from align.negatives import in_context
 from align.negatives.in_context import Contexts
+from align.negatives.options import InContext
 from align.negatives.sampling import Sampler
 from align.recipe import Sampling
 from align.rollouts import iterate

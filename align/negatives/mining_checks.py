@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from align.data import sources
 from align.errors import shorten
 from align.judges.checks import verifier_checks
-from align.mining_options import IMPLICIT, OF_POLICY, OF_REFERENCE, REWARD, SCORES, Mining
 from align.models import check_path
 from align.negatives import strategies
+from align.negatives.mining_options import IMPLICIT, OF_POLICY, OF_REFERENCE, REWARD, SCORES, Mining
 from align.schema import Reader, nearest
 
 if TYPE_CHECKING:
