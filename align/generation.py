@@ -21,7 +21,8 @@ from align import models, precision
 from align.scoring.head import causal_lm
 
 if TYPE_CHECKING:
-    from align.recipe import Recipe, Sampling
+    from align.negatives.options import Sampling
+    from align.recipe import Recipe
 
 
 @dataclasses.dataclass

@@ -13,8 +13,9 @@ from align.data import load as data_load
 from align.data.ledger import Ledger
 from align.data.plan import PlannedFeed, StepPlan
 from align.generation import stop_ids
+from align.negatives.options import Sampling
 from align.negatives.sampling import Sampler
-from align.recipe import Recipe, Sampling
+from align.recipe import Recipe
 from align.reference_setup import load_references
 from align.run import RunFolder
 from align.scoring.head import causal_lm

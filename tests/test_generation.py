@@ -10,7 +10,7 @@ import torch
 
 from align.data.tokenize import encode_prompt
 from align.generation import draw, generate
-from align.recipe import Sampling
+from align.negatives.options import Sampling
 from tests import tiny
 
 TOKENIZER = tiny.tokenizer()

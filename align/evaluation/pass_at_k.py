@@ -16,7 +16,7 @@ from align.evaluation.probe import PROMPTS_AT_ONCE, Probe
 from align.evaluation.rows import Rows
 from align.generation import draw, stop_ids
 from align.judges import verifiers
-from align.recipe import Sampling
+from align.negatives.options import Sampling
 
 Counts = Sequence[tuple[int, int]]  # for each prompt (answers, right ones)
 

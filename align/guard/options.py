@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from align.data.options import Source
 from align.schema import option
-from align.source_options import Source
 
 OFF, WARN, LOWER, ANCHOR, ROLLBACK, STOP = "off", "warn", "lower", "anchor", "rollback", "stop"
 ACTIONS = (WARN, LOWER, ANCHOR, ROLLBACK, STOP)  # in the order in which they are taken

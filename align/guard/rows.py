@@ -30,8 +30,8 @@ from align.scoring.likeliest import K, likeliest
 from align.scoring.logprobs import hidden_states
 
 if TYPE_CHECKING:
+    from align.data.options import Source
     from align.recipe import Recipe
-    from align.source_options import Source
 
 LOOKED_AT = 64  # rows of a kind from which the shortest are taken
 LONGEST = 24  # response tokens of a row that are scored: measuring must be cheap

@@ -14,7 +14,7 @@ from align import generation
 from align.data.tokenize import prompt_text
 from align.judges import Answer, Scores
 from align.judges.verifiers import Verify
-from align.recipe import Sampling
+from align.negatives.options import Sampling
 
 
 class RolloutJudge:

@@ -25,7 +25,8 @@ from align.generation import generate
 from align.scoring.head import causal_lm
 
 if TYPE_CHECKING:
-    from align.recipe import Recipe, Sampling
+    from align.negatives.options import Sampling
+    from align.recipe import Recipe
 
 _POOL = 500  # rows of each source from which examples are drawn
 _WHERE = "sampling.in_context"

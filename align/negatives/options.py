@@ -1,4 +1,4 @@
-"""The recipe sections that make and repair negatives: degrade, repair, and examples shown while sampling."""
+"""The recipe sections that draw, make and repair negatives: sampling, degrade, repair."""
 
 from __future__ import annotations
 
@@ -20,6 +20,18 @@ class InContext:
     negatives: int = option(2, ge=0, le=32, doc="Unwanted answers shown, each with its prompt.")
     analysis: int = option(96, ge=0, doc="Tokens in which the model first says what sets them apart; 0: it does not.")
     characters: int = option(400, ge=20, doc="Longest prompt or answer of an example; the rest is cut off.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    k: int = option(4, ge=1, doc="Samples a prompt.")
+    temperature: float = option(1.0, gt=0, doc="Temperature of the policy that samples.")
+    top_p: float = option(1.0, gt=0, le=1, doc="Nucleus: smallest set of tokens with this probability.")
+    max_new_tokens: int = option(64, ge=1, doc="Longest sample, in tokens.")
+    every: int = option(0, ge=0, doc="Steps between draws from the current policy; 0 draws once, before training.")
+    instruction: str | None = option(None, doc="System prompt for sampling only; scoring uses the bare prompt.")
+    in_context: InContext | None = option(None, doc="Examples in the prompt for sampling only; null: none.")
+    batch_size: int = option(48, ge=1, doc="Samples generated at once on a device.")
 
 
 @dataclass(frozen=True, kw_only=True)

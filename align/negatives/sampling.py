@@ -25,7 +25,7 @@ from align.run import write_json
 if TYPE_CHECKING:
     from align.data.steps import Feed
     from align.negatives.in_context import Contexts
-    from align.recipe import Sampling
+    from align.negatives.options import Sampling
 
 
 class Sampler:

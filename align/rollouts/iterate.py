@@ -24,12 +24,14 @@ import yaml
 
 from align import job, models, objectives
 from align.data.ledger import Ledger
+from align.data.options import Source
 from align.data.sources import HELD_OUT
 from align.errors import UserError
 from align.evaluation import pass_at_k
 from align.generation import Policy, load_policy
 from align.judges import load as judges_load
-from align.recipe import Eval, Recipe, Reference, Sampling, Source, resolve
+from align.negatives.options import Sampling
+from align.recipe import Eval, Recipe, Reference, resolve
 from align.recipe_checks import SECTION_NEEDS
 from align.rollouts.judge import judge
 from align.rollouts.prompts import held_out_prompts, train_prompts

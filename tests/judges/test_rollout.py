@@ -7,7 +7,7 @@ from align.data.examples import Example, Response
 from align.judges import Answer
 from align.judges.rollout import RolloutJudge
 from align.judges.verifiers import Verdict
-from align.recipe import Sampling
+from align.negatives.options import Sampling
 from tests import tiny
 
 EXAMPLE = Example((("user", "Say it."),), (Response("x", "positive"),), "test", "rows.jsonl:1")

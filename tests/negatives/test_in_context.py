@@ -15,9 +15,8 @@ from align.errors import UserError
 from align.generation import draw, generate
 from align.negatives import in_context
 from align.negatives.in_context import Contexts
-from align.negatives.options import InContext
+from align.negatives.options import InContext, Sampling
 from align.negatives.sampling import Sampler
-from align.recipe import Sampling
 from align.rollouts import iterate
 from tests import rollout_worlds, tiny
 from tests.rollout_worlds import lines

@@ -16,9 +16,9 @@ from align.data.plan import PlannedFeed, StepPlan
 from align.data.tokenize import TokenizedRow, encode_prompt
 from align.generation import generate
 from align.negatives.in_context import Contexts
+from align.negatives.options import Sampling
 from align.negatives.sampling import Sampler, flaw, is_degenerate
 from align.objectives import NEGATIVE, SAMPLE
-from align.recipe import Sampling
 from tests import tiny
 
 TOKENIZER = tiny.tokenizer()
