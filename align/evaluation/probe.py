@@ -17,7 +17,8 @@ from tqdm import tqdm
 from align.data import nat
 from align.data.examples import Example, Prompt
 from align.data.ledger import Ledger
-from align.data.tokenize import PromptTooLong, TemplateRefuses, TokenizedRow, encode_prompt, encode_row
+from align.data.templates import TemplateRefuses
+from align.data.tokenize import PromptTooLong, TokenizedRow, encode_prompt, encode_row
 from align.errors import UserError, shorten
 from align.evaluation.settings import Settings
 from align.evaluation.subject import POLICY, Subject

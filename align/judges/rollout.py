@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 
 from align import generation
-from align.data.tokenize import prompt_text
+from align.data.templates import prompt_text
 from align.judges import Answer, Scores
 from align.judges.verifiers import Verify
 from align.negatives.options import Sampling

@@ -23,7 +23,8 @@ from align import models, precision
 from align.data.collate import MicroBatch, collate
 from align.data.ledger import Ledger
 from align.data.share import share_out
-from align.data.tokenize import ROLE_NUMBERS, PromptTooLong, TemplateRefuses, TokenizedRow, encode_row
+from align.data.templates import TemplateRefuses
+from align.data.tokenize import ROLE_NUMBERS, PromptTooLong, TokenizedRow, encode_row
 from align.errors import UserError, shorten
 from align.evaluation import subject
 from align.negatives.mining_checks import is_run

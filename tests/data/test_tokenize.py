@@ -12,7 +12,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from align.data.examples import Example, Prompt, Response, Step
 from align.data.ledger import Ledger
-from align.data.tokenize import PromptTooLong, encode_prompt, encode_response, encode_row, prompt_text, step_labels
+from align.data.templates import prompt_text
+from align.data.tokenize import PromptTooLong, encode_prompt, encode_response, encode_row, step_labels
 from align.errors import UserError
 from align.models import EMBEDDED, cache_folder
 from tests import tiny
