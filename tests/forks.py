@@ -161,7 +161,7 @@ def become(streams: list[int], environment: dict[str, str], others: list[socket.
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
     import align.cli
-    import align.job
+    import align.job.training
     import align.rollouts.iterate  # noqa: F401
 
     words = serve(sys.argv[1])

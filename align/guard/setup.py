@@ -1,38 +1,24 @@
-"""The guard and the pulls of a recipe: what is watched in a run, what may be done, and with which rows."""
+"""The guard of a recipe: what is watched in a run, what may be done, and with which rows."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from accelerate import PartialState
-from torch import nn
 
-from align.calibration import Calibration
 from align.guard.anchor import Anchor
 from align.guard.options import ACTIONS, ANCHOR, LOWER, OFF, WARN
 from align.guard.rows import FixedRows, neutral_rows, watched_rows
 from align.guard.watchdog import Watchdog
 from align.guard.watches import Watches
 from align.objectives import NEGATIVE, Objective
-from align.pulls import Pulls
 from align.recipe import Recipe
 from align.run import RunFolder
-from align.scoring.head import causal_lm
 
 if TYPE_CHECKING:
     from align.data.load import Rows
     from align.data.load_streams import Streams
     from align.trainer import AlignTrainer
-
-
-def pulls(recipe: Recipe, objective: Objective, policy: nn.Module) -> Pulls | None:
-    """What looks at the gradients of a run; None where nothing needs it."""
-    decay = recipe.weights.calibrate
-    if recipe.guard.action == OFF and decay is None:
-        return None
-    size = causal_lm(policy).config.get_text_config().hidden_size
-    calibration = None if decay is None else Calibration(decay)
-    return Pulls(objective.roles(), size, PartialState().num_processes, calibration)
 
 
 def watchdog(recipe: Recipe, trainer: AlignTrainer, rows: Rows | Streams, tokenizer, layout: str) -> Watchdog | None:

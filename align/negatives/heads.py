@@ -27,11 +27,11 @@ from align.data.templates import TemplateRefuses
 from align.data.tokenize import ROLE_NUMBERS, PromptTooLong, TokenizedRow, encode_row
 from align.errors import UserError, shorten
 from align.evaluation import subject
+from align.job.references import STORE_OFF, store_folder
 from align.negatives.mining_checks import is_run
 from align.negatives.scorer_models import files_sha256, folder_of
 from align.recipe import Recipe
 from align.reference.store import Store, identity, response_keys
-from align.reference_setup import STORE_OFF, store_folder
 from align.run import RunFolder
 from align.scoring.answers import Head, layout_for
 from align.scoring.head import causal_lm

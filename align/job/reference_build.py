@@ -18,15 +18,16 @@ import torch
 from accelerate.utils import gather_object
 from transformers.utils import logging as transformers_logging
 
-from align import job_parts, models, processor
+from align import models, processor
 from align.data.collate import MicroBatch
 from align.data.plan import PlannedFeed, StepPlan
 from align.data.steps import Steps
 from align.errors import UserError, is_first_process
-from align.job_parts import say
+from align.job import parts
+from align.job.parts import say
+from align.job.references import STORE_OFF, load_references, store_folder
 from align.recipe import Recipe
 from align.reference import References
-from align.reference_setup import STORE_OFF, load_references, store_folder
 from align.run import RunFolder
 from align.scoring.head import causal_lm
 
@@ -54,15 +55,15 @@ def build(recipe: Recipe) -> None:
         what = "a reference's log-probs are built without DeepSpeed"
         raise UserError("accelerate", what, "use DDP (launch/ddp.yaml), or let the run fill the store")
     run = RunFolder(recipe.output)
-    args = job_parts.training_arguments(recipe, run)
+    args = parts.training_arguments(recipe, run)
     processor.prepare()
     transformers_logging.disable_progress_bar()
     objective, tokenizer = recipe.build_objective(), models.load_tokenizer(recipe.model)
-    rows = job_parts.load_rows(recipe, tokenizer, objective)
-    policy = job_parts.load_policy(recipe, args).eval()
-    layout = job_parts.choose_layout(recipe, policy)
+    rows = parts.load_rows(recipe, tokenizer, objective)
+    policy = parts.load_policy(recipe, args).eval()
+    layout = parts.choose_layout(recipe, policy)
     references = load_references(recipe, policy, args, models.weights_hash(causal_lm(policy)), layout)
-    _, steps = job_parts.plan_steps(recipe, rows, tokenizer, run, objective, layout)
+    _, steps = parts.plan_steps(recipe, rows, tokenizer, run, objective, layout)
     steps.sampler = None
     policy, done = policy.to(args.device), _Done()
     with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):  # as in a run

@@ -15,6 +15,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from align import models
 from align.data.layout import PACKED
 from align.errors import UserError, shorten
+from align.job.parts import say
 from align.likelihood_ratio import read_description
 from align.objectives import NEGATIVE, Objective
 from align.objectives.likra import HEADS
@@ -32,6 +33,22 @@ STORE_OFF = "off"
 def store_folder(reference: Reference) -> Path:
     """Where log-probs are kept; not for `off`."""
     return default_folder() if reference.store == "auto" else Path(reference.store).expanduser()
+
+
+def load_start(
+    recipe: Recipe, policy: nn.Module, args: TrainingArguments, layout: str, *, is_new: bool
+) -> tuple[str | None, References | None]:
+    """(the hash of the policy's weights without adapter, the references of the recipe); None for what is not needed.
+
+    The hash takes a pass over all weights: it is for `environment.json` where a run begins, and for the store.
+    """
+    has_reference = bool(recipe.reference.policy or recipe.reference.behavior)
+    is_hashed = is_new or (has_reference and recipe.reference.store != STORE_OFF)
+    start_hash = models.weights_hash(causal_lm(policy)) if is_hashed else None
+    references = load_references(recipe, policy, args, start_hash, layout) if has_reference else None
+    for store in set(references.stores.values()) if references else ():
+        say(f"reference log-probs: {shorten(str(store.folder), 160)}, {store.num_entries:,} responses there")
+    return start_hash, references
 
 
 def load_references(

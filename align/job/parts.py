@@ -1,4 +1,4 @@
-"""The parts of a training job, each made from the recipe: arguments, rows, policy, layout, steps."""
+"""The parts of a training job, each made from the recipe: arguments, rows, policy, layout, steps, what scores them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,29 @@ from transformers.integrations import (
 )
 
 from align import models, precision
+from align.calibration import Calibration
 from align.data import load as data_load
 from align.data.layout import NONE, PACKED, PADDED
 from align.data.load import Rows
 from align.data.load_streams import Streams, is_streamed
 from align.data.steps import Steps
 from align.errors import UserError, shorten
+from align.guard.options import OFF
+from align.job.policy import weights_type, with_adapters
 from align.negatives import in_context
 from align.negatives.sampling import Sampler
 from align.objectives import Objective
-from align.policy_setup import weights_type, with_adapters
 from align.precision import BF16
+from align.pulls import Pulls
 from align.recipe import Recipe
 from align.reference import References
 from align.reference.ema import RunningMeans
+from align.reference.teacher import Teacher
 from align.run import RunFolder
 from align.scoring import recompute, support
+from align.scoring.head import causal_lm
 from align.start_check import StartCheck, must_agree
+from align.view import Scorer
 
 # Where the recipe is silent and transformers' default is not ours; `train.hf` has the last word.
 DEFAULTS = {"lr_scheduler_type": "linear", "weight_decay": 0.0, "report_to": "none", "save_total_limit": 2}
@@ -115,6 +121,24 @@ def running_means(objective: Objective, policy: nn.Module) -> RunningMeans | Non
         what = "running means of the policy have never been tried under DeepSpeed"
         raise UserError("accelerate", what, "use DDP (launch/ddp.yaml), or another objective")
     return RunningMeans(policy, objective.ema_decays)
+
+
+def pulls(recipe: Recipe, objective: Objective, policy: nn.Module) -> Pulls | None:
+    """What looks at the gradients of a run; None where nothing needs it."""
+    decay = recipe.weights.calibrate
+    if recipe.guard.action == OFF and decay is None:
+        return None
+    size = causal_lm(policy).config.get_text_config().hidden_size
+    calibration = None if decay is None else Calibration(decay)
+    return Pulls(objective.roles(), size, PartialState().num_processes, calibration)
+
+
+def scorer(
+    recipe: Recipe, objective: Objective, policy: nn.Module, references: References | None, teacher: Teacher | None
+) -> Scorer:
+    """What scores the micro-batches of a run."""
+    means = running_means(objective, policy)
+    return Scorer(objective, references, means, recipe.train.seed, teacher, pulls(recipe, objective, policy))
 
 
 def choose_layout(recipe: Recipe, policy: nn.Module) -> str:
