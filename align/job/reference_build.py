@@ -25,9 +25,10 @@ from align.data.steps import Steps
 from align.errors import UserError, is_first_process
 from align.job import parts
 from align.job.parts import say
-from align.job.references import STORE_OFF, load_references, store_folder
+from align.job.references import load_references
 from align.recipe import Recipe
 from align.reference import References
+from align.reference.store import STORE_OFF, store_folder
 from align.run import RunFolder
 from align.scoring.head import causal_lm
 
@@ -79,7 +80,7 @@ def build(recipe: Recipe) -> None:
     seconds = time.monotonic() - done.started
     say(
         f"{responses:,} responses, {tokens:,} tokens looked up, {forwards:,} forwards, {seconds:.1f} s · "
-        f"{store_folder(recipe.reference)}"
+        f"{store_folder(recipe.reference.store)}"
     )
 
 

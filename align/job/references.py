@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -21,18 +20,11 @@ from align.objectives import NEGATIVE, Objective
 from align.objectives.likra import HEADS
 from align.recipe import Model, Recipe, Reference
 from align.reference import ADAPTER_OFF, FROZEN, References, freeze
-from align.reference.store import Store, default_folder, identity
+from align.reference.store import STORE_OFF, Store, identity, store_folder
 from align.reference.teacher import Teacher
 from align.run import find_heads
 from align.scoring import support
 from align.scoring.head import causal_lm
-
-STORE_OFF = "off"
-
-
-def store_folder(reference: Reference) -> Path:
-    """Where log-probs are kept; not for `off`."""
-    return default_folder() if reference.store == "auto" else Path(reference.store).expanduser()
 
 
 def load_start(
@@ -126,7 +118,8 @@ def _negative_head(recipe: Recipe, name: str) -> nn.Module:
 
 
 def _open(reference: Reference, identity: str) -> Store:
-    return Store(store_folder(reference), identity, dtype=reference.store_dtype, rank=PartialState().process_index)
+    folder, rank = store_folder(reference.store), PartialState().process_index
+    return Store(folder, identity, dtype=reference.store_dtype, rank=rank)
 
 
 def _load(recipe: Recipe, name: str, dtype: torch.dtype) -> nn.Module:

@@ -17,7 +17,6 @@ from align.data.load_streams import Streams
 from align.data.steps import Steps
 from align.errors import UserError, shorten
 from align.job import parts
-from align.job.references import STORE_OFF
 from align.planning import probe, volume
 from align.planning.duration import Span, rate
 from align.planning.memory import CPU, Footprint, Memory, Setting
@@ -25,6 +24,7 @@ from align.planning.probe import Timing
 from align.planning.sharding import OPTIMISER_BYTES, Weights
 from align.planning.volume import AssumedSamples, Volume
 from align.recipe import Recipe
+from align.reference.store import STORE_OFF
 from align.run import RunFolder
 
 
