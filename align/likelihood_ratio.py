@@ -29,7 +29,7 @@ from align.data.examples import Example, Prompt, Response
 from align.data.ledger import Ledger
 from align.data.tokenize import TokenizedRow, encode_prompt, encode_row
 from align.errors import UserError, shorten
-from align.negatives.sampling import generate
+from align.generation import generate
 from align.objectives import NEGATIVE, POSITIVE
 from align.objectives.likra import HEADS
 from align.run import HEADS_FILE, find_heads

@@ -1,6 +1,7 @@
 """The recipe: every key of the YAML file, typed, bounded, with its sentence; loading and cross-field checks.
 
-A loaded `Recipe` is frozen and complete: what it does not say is not used anywhere.
+Sections that one part of the program reads stand in that part's `options.py`. A loaded `Recipe` is frozen and complete:
+what it does not say is not used anywhere.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from align import mining_checks, objectives, recipe_checks, yaml_lines
+from align import objectives, recipe_checks, yaml_lines
 from align.data import sources
-from align.data.layout import ALL, AUTO, CHEAP, NONE, PACKED, PADDED
+from align.data.layout import ALL, AUTO, CHEAP, NONE
+from align.data.options import Data, Source
 from align.errors import UserError, UserErrors, shorten
-from align.guard_options import Guard
-from align.mining_options import Mining
-from align.negative_options import Degrade, InContext, Repair
+from align.guard.options import Guard
+from align.judges.options import Judges
+from align.negatives import mining_checks
+from align.negatives.mining_options import Mining
+from align.negatives.options import Degrade, Repair, Sampling
 from align.recipe_checks import training_argument_names as training_argument_names
-from align.rollout_options import Judges, Rollouts, WarmStart
+from align.rollouts.options import Rollouts, WarmStart
 from align.schema import Reader, nearest, option
-from align.source_options import Source
 from align.yaml_lines import dotted
 
 COMMAND_LINE = "command line"  # the place of what overrides say
@@ -40,45 +43,6 @@ class Model:
     revision: str | None = option(None, doc="Branch, tag or commit of a hub id.")
     adapter: Adapter | None = option(None, doc="LoRA adapter to train; null trains all weights.")
     trust_remote_code: bool = option(False, doc="Run Python code that comes with the model.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grade:
-    reward: float = option(doc="Least reward of the responses that get this prompt.")
-    prompt: str = option(doc="What stands in front of the user's first message.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Nat:
-    success: str = option("Answer this correctly.", doc="In front of prompts whose answer is a positive.")
-    failure: str = option("Answer this incorrectly.", doc="In front of prompts whose answer is a negative.")
-    grades: list[Grade] = option(list, doc="NAT-2: prompts by reward, instead of success and failure.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mix:
-    positives: float = option(gt=0, lt=1, doc="Share of a step's prompts that bring positives; the others: negatives.")
-    final: float | None = option(None, gt=0, lt=1, doc="Share at the last step, approached linearly; null: the same.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    sources: list[Source] = option(list, doc="Where rows come from.")
-    nat: Nat | None = option(None, doc="NAT: say in the prompt how good the answer is, and imitate all; null: off.")
-    max_length: int = option(1024, ge=8, doc="Longest prompt plus response, in tokens; a longer response is cut.")
-    layout: str = option(
-        PACKED,
-        choices=(PACKED, PADDED),
-        doc="packed: a prompt is forwarded once for all its responses; padded: each lies behind its own copy.",
-    )
-    mix: Mix | None = option(None, doc="How many prompts bring positives, how many negatives; null: as rows have them.")
-    streaming: str = option(
-        "auto",
-        choices=("auto", "always", "never"),
-        doc="Whether rows are read while the run goes on; auto: where files have 256 MB, or a hub set 200,000 rows.",
-    )
-    shuffle_buffer: int = option(2000, ge=1, doc="Rows of a streamed source among which the next one is drawn.")
-    on_bad_rows: str = option("stop", choices=("stop", "skip"), doc="What a broken row does; skipped ones are counted.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,18 +84,6 @@ class Weights:
         lt=1,
         doc="Reward calibration of pairs (align/calibration.py): what its running means keep a step, 0.98; null: off.",
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    k: int = option(4, ge=1, doc="Samples a prompt.")
-    temperature: float = option(1.0, gt=0, doc="Temperature of the policy that samples.")
-    top_p: float = option(1.0, gt=0, le=1, doc="Nucleus: smallest set of tokens with this probability.")
-    max_new_tokens: int = option(64, ge=1, doc="Longest sample, in tokens.")
-    every: int = option(0, ge=0, doc="Steps between draws from the current policy; 0 draws once, before training.")
-    instruction: str | None = option(None, doc="System prompt for sampling only; scoring uses the bare prompt.")
-    in_context: InContext | None = option(None, doc="Examples in the prompt for sampling only; null: none.")
-    batch_size: int = option(48, ge=1, doc="Samples generated at once on a device.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,14 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align import adapter_heads, guard_checks, mining_checks, negative_checks, objectives, rollout_checks
+from align import adapter_heads, objectives
 from align.data import sources, supply
 from align.errors import UserError, shorten
+from align.guard import checks as guard_checks
 from align.models import check_path
+from align.negatives import checks as negative_checks
+from align.negatives import mining_checks
+from align.rollouts import checks as rollout_checks
 from align.run import find_heads
 from align.schema import Reader, near_miss
 

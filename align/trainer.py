@@ -25,7 +25,8 @@ from align.data.collate import MicroBatch
 from align.data.steps import Steps, StepShare
 from align.errors import shorten
 from align.interruption import Interruption
-from align.objectives import Batch, Objective, WholeStep, join_step, unit_groups, unit_weights
+from align.objectives import Batch, Objective, WholeStep, join_step
+from align.objectives._units import unit_groups, unit_weights
 from align.run import RunFolder
 from align.scoring.head import causal_lm
 from align.scoring.routing import routing_of
@@ -33,7 +34,7 @@ from align.start_check import Drift, StartCheck
 from align.view import Scorer, bare_view, common_metrics
 
 if TYPE_CHECKING:
-    from align.anchor import Anchor
+    from align.guard.anchor import Anchor
     from align.recipe import Retain
 
 

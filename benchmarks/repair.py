@@ -25,11 +25,11 @@ from align.data.encode import Encoder
 from align.data.examples import Example
 from align.data.flips import likely_flipped
 from align.data.ledger import Ledger
+from align.generation import load_policy
 from align.negatives import repair
 from align.negatives.features import Features
 from align.negatives.pairs import pairs_of
 from align.objectives import NEGATIVE, POSITIVE
-from align.rollouts import load_policy
 
 RECIPE = """
 name: repair

@@ -8,13 +8,16 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig
 
-from align import job_parts, models, processor, recipe
+from align import models, processor, recipe
 from align.data import load as data_load
 from align.data.ledger import Ledger
 from align.data.plan import PlannedFeed, StepPlan
-from align.negatives.sampling import Sampler, stop_ids
-from align.recipe import Recipe, Sampling
-from align.reference_setup import load_references
+from align.generation import stop_ids
+from align.job import parts
+from align.job.references import load_references
+from align.negatives.options import Sampling
+from align.negatives.sampling import Sampler
+from align.recipe import Recipe
 from align.run import RunFolder
 from align.scoring.head import causal_lm
 from benchmarks.gate import Gate
@@ -34,11 +37,11 @@ def _begin(recipe_file: str) -> tuple[Recipe, RunFolder, object, data_load.Rows]
 def ours(gate: Gate, *, recipe_file: str, **_: object) -> None:
     """The reference's log-probs of the rows of a step, a unit, into the store; reports each response's sum."""
     loaded, run, tokenizer, rows = _begin(recipe_file)
-    arguments = job_parts.training_arguments(loaded, run)
-    policy = job_parts.load_policy(loaded, arguments).to(arguments.device)
-    layout = job_parts.choose_layout(loaded, policy)
+    arguments = parts.training_arguments(loaded, run)
+    policy = parts.load_policy(loaded, arguments).to(arguments.device)
+    layout = parts.choose_layout(loaded, policy)
     references = load_references(loaded, policy, arguments, models.weights_hash(causal_lm(policy)), layout)
-    _, steps = job_parts.plan_steps(loaded, rows, tokenizer, run, loaded.build_objective(), layout)
+    _, steps = parts.plan_steps(loaded, rows, tokenizer, run, loaded.build_objective(), layout)
 
     def unit(number: int) -> dict:
         sums = {}
@@ -81,8 +84,8 @@ def trl(
 def sampler(gate: Gate, *, recipe_file: str, k: int, **_: object) -> None:
     """`align.negatives.sampling`: K answers to each prompt of a step, a unit."""
     loaded, run, tokenizer, rows = _begin(recipe_file)
-    arguments = job_parts.training_arguments(loaded, run)
-    model, plan = job_parts.load_policy(loaded, arguments).to(arguments.device).eval(), _plan(loaded, rows)
+    arguments = parts.training_arguments(loaded, run)
+    model, plan = parts.load_policy(loaded, arguments).to(arguments.device).eval(), _plan(loaded, rows)
     draws = Sampler(
         PlannedFeed(rows.train, plan), tokenizer, Sampling(k=k, max_new_tokens=MAX_NEW_TOKENS, every=1),
         seed=loaded.train.seed, max_length=loaded.data.max_length, folder=run.samples, ledger=Ledger(),
@@ -100,8 +103,8 @@ def sampler(gate: Gate, *, recipe_file: str, k: int, **_: object) -> None:
 def generate(gate: Gate, *, recipe_file: str, k: int, together: bool, prompts: int | None = None) -> None:
     """`model.generate` prompt by prompt: K answers in one call if `together`, else in K calls."""
     loaded, run, tokenizer, rows = _begin(recipe_file)
-    arguments = job_parts.training_arguments(loaded, run)
-    model, plan = job_parts.load_policy(loaded, arguments).to(arguments.device).eval(), _plan(loaded, rows)
+    arguments = parts.training_arguments(loaded, run)
+    model, plan = parts.load_policy(loaded, arguments).to(arguments.device).eval(), _plan(loaded, rows)
     stops, calls, each = stop_ids(model, tokenizer), 1 if together else k, k if together else 1
     config = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MAX_NEW_TOKENS, num_return_sequences=each,

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from align import job, job_parts, models, processor, recipe
+from align import job, models, processor, recipe
+from align.job import parts
 from align.run import RunFolder
 from benchmarks.flops import ModelSize
 from benchmarks.gate import Gate, peak_memory
@@ -104,7 +105,7 @@ def trl_trainer(
     if as_ours:
         processor.prepare()
     loaded = recipe.load(recipe_file)
-    arguments = job_parts.training_arguments(loaded, RunFolder(loaded.output))
+    arguments = parts.training_arguments(loaded, RunFolder(loaded.output))
     config = DPOConfig(
         output_dir=str(Path(loaded.output).parent / "trl"),
         learning_rate=arguments.learning_rate, lr_scheduler_type=arguments.lr_scheduler_type,
@@ -116,7 +117,7 @@ def trl_trainer(
         logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
     )  # fmt: skip
     return DPOTrainer(
-        model=job_parts.load_policy(loaded, arguments),
+        model=parts.load_policy(loaded, arguments),
         args=config,
         train_dataset=Dataset.from_json(pairs_file, cache_dir=str(Path(pairs_file).parent / "cache")),
         processing_class=models.load_tokenizer(loaded.model),

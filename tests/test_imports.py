@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 import sysconfig
@@ -62,6 +63,19 @@ def test_imports_run_one_way(importer):
     for user in users:
         bad = [name for name in imported_by(user) if name.startswith(FORBIDDEN[importer])]
         assert not bad, f"{user} imports {bad}"
+
+
+def test_sections_of_a_recipe_do_not_know_the_recipe():
+    """They lie beside what reads them, and the recipe imports them: nothing that they reach imports the recipe."""
+    sections = [name for name in MODULES if re.fullmatch(r"(mining_)?(options|checks)", name.rpartition(".")[2])]
+    assert {"align.guard.options", "align.guard.checks", "align.negatives.mining_checks"} < set(sections)
+    for section in sections:
+        reached, coming = set(), [section]
+        while coming:
+            found = imported_by(coming.pop()) & set(MODULES) - reached
+            reached |= found
+            coming += found
+        assert not {"align.recipe", "align.trainer"} & reached, section
 
 
 def test_objectives_need_torch_only():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from align.data.options import Data
 from align.errors import UserError
-from align.recipe import Data
 from align.run import FIXED_FOR_A_RUN, RunFolder, whole_folder, write_json, write_text
 from align.schema import field_names
 

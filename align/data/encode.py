@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING
 from align.data import layout, nat
 from align.data.examples import Example
 from align.data.ledger import Ledger
-from align.data.tokenize import (
-    ROLE_NAMES,
-    PromptTooLong,
-    TemplateRefuses,
-    TokenizedResponse,
-    TokenizedRow,
-    encode_prompt,
-    encode_row,
-)
+from align.data.templates import TemplateRefuses
+from align.data.tokenize import ROLE_NAMES, PromptTooLong, TokenizedResponse, TokenizedRow, encode_prompt, encode_row
 from align.errors import UserError
 from align.objectives import NEGATIVE, POSITIVE, SAMPLE, Objective
 

@@ -19,7 +19,8 @@ from align.errors import UserError, shorten
 from align.objectives import NEGATIVE, POSITIVE, Objective
 
 if TYPE_CHECKING:
-    from align.recipe import Recipe, Source
+    from align.data.options import Source
+    from align.recipe import Recipe
 
 
 @dataclass(frozen=True)

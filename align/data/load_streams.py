@@ -38,7 +38,8 @@ from align.errors import UserError, shorten
 from align.objectives import Objective
 
 if TYPE_CHECKING:
-    from align.recipe import Recipe, Source
+    from align.data.options import Source
+    from align.recipe import Recipe
 
 LOOKED_AT = 512  # rows of each source
 LARGE = 2**28  # bytes of local files; from here on `auto` streams

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from align.data.examples import Example, Prompt, Response
 
 if TYPE_CHECKING:
-    from align.recipe import Nat
+    from align.data.options import Nat
 
 
 def under_labels(example: Example, nat: Nat) -> list[Example]:

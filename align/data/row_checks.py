@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from align.data import doctor_checks as checks
 from align.data.examples import Example, Response
-from align.data.tokenize import TemplateRefuses, encode_prompt, encode_response, has_double_bos, lacks_bos, turn_end
+from align.data.templates import TemplateRefuses, turn_end
+from align.data.tokenize import encode_prompt, encode_response, has_double_bos, lacks_bos
 
 if TYPE_CHECKING:
     from align.data.doctor import Report, Survey

@@ -12,7 +12,7 @@ from align.data.examples import Prompt
 from align.data.tokenize import TokenizedRow
 from align.errors import printable
 from align.evaluation.heldout import HeldOut
-from align.negatives.sampling import generate
+from align.generation import generate
 from align.reference import References
 from align.run import RunFolder, write_json
 

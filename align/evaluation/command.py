@@ -19,7 +19,7 @@ from align.evaluation.probe import SUM, Probe, Unusable
 from align.evaluation.rows import Rows
 from align.evaluation.settings import Settings
 from align.evaluation.subject import Subject
-from align.rollout_options import VERIFIERS, Verifier
+from align.judges.options import VERIFIERS, Verifier
 from align.run import RunFolder, write_json
 from align.schema import nearest
 

@@ -14,9 +14,9 @@ from align.evaluation import figures
 from align.evaluation.intervals import bootstrap_runs
 from align.evaluation.probe import PROMPTS_AT_ONCE, Probe
 from align.evaluation.rows import Rows
+from align.generation import draw, stop_ids
 from align.judges import verifiers
-from align.negatives.sampling import draw, stop_ids
-from align.recipe import Sampling
+from align.negatives.options import Sampling
 
 Counts = Sequence[tuple[int, int]]  # for each prompt (answers, right ones)
 

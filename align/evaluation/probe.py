@@ -17,11 +17,12 @@ from tqdm import tqdm
 from align.data import nat
 from align.data.examples import Example, Prompt
 from align.data.ledger import Ledger
-from align.data.tokenize import PromptTooLong, TemplateRefuses, TokenizedRow, encode_prompt, encode_row
+from align.data.templates import TemplateRefuses
+from align.data.tokenize import PromptTooLong, TokenizedRow, encode_prompt, encode_row
 from align.errors import UserError, shorten
 from align.evaluation.settings import Settings
 from align.evaluation.subject import POLICY, Subject
-from align.negatives.sampling import generate
+from align.generation import generate
 from align.objectives import NEGATIVE, POSITIVE
 from align.scoring.answers import Head, answer_logps
 from align.scoring.head import causal_lm

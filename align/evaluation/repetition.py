@@ -14,7 +14,8 @@ import numpy as np
 from align.evaluation import figures
 from align.evaluation.probe import Probe
 from align.evaluation.rows import Rows
-from align.negatives.sampling import is_degenerate, stop_ids
+from align.generation import stop_ids
+from align.negatives.sampling import is_degenerate
 
 
 def evaluate(probe: Probe, rows: Rows) -> dict:

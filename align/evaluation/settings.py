@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from align.rollout_options import Verifier
+from align.judges.options import Verifier
 
 
 @dataclass(frozen=True)

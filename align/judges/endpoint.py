@@ -17,7 +17,7 @@ from align.errors import UserError, shorten
 from align.run import write_text
 
 if TYPE_CHECKING:
-    from align.rollout_options import LlmJudge as Options
+    from align.judges.options import LlmJudge as Options
 
 _WHERE = "judges.llm"
 _LONGEST_WAIT = 120.0  # seconds between two attempts, whatever the endpoint asks for

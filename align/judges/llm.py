@@ -14,7 +14,7 @@ from align.judges import Answer, Scores
 from align.judges.endpoint import Endpoint, NoReply
 
 if TYPE_CHECKING:
-    from align.rollout_options import LlmJudge as Options
+    from align.judges.options import LlmJudge as Options
 
 # The published prompt is not known; this one asks for what the paper's error rules ask for.
 INSTRUCTION = (

@@ -14,9 +14,9 @@ from align.judges.prm import PrmJudge
 from align.judges.rollout import RolloutJudge
 
 if TYPE_CHECKING:
+    from align.generation import Policy
+    from align.judges.options import FunctionJudge as FunctionOptions
     from align.recipe import Recipe
-    from align.rollout_options import FunctionJudge as FunctionOptions
-    from align.rollouts import Policy
 
 
 def load(recipe: Recipe, policy: Callable[[], Policy]) -> list[Judge]:

@@ -16,7 +16,7 @@ from align.errors import UserError, shorten
 from align.judges import Answer, Scores
 
 if TYPE_CHECKING:
-    from align.rollout_options import PrmJudge as Options
+    from align.judges.options import PrmJudge as Options
 
 _WHERE = "judges.prm"
 

@@ -10,11 +10,11 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 
-from align.data.tokenize import prompt_text
+from align import generation
+from align.data.templates import prompt_text
 from align.judges import Answer, Scores
 from align.judges.verifiers import Verify
-from align.negatives import sampling
-from align.recipe import Sampling
+from align.negatives.options import Sampling
 
 
 class RolloutJudge:
@@ -50,7 +50,7 @@ class RolloutJudge:
     def _shares(self, places: list[tuple[str, str]], answers: list[Answer]) -> list[float | None]:
         prompts = [self._ids(answer, text) for answer, (_, text) in zip(answers, places, strict=True)]
         names = [f"{self.seed}/judge/{key}/{hashlib.sha256(text.encode()).hexdigest()}" for key, text in places]
-        drawn = sampling.draw(self.model, self.tokenizer, prompts, names, self.config, self.n)
+        drawn = generation.draw(self.model, self.tokenizer, prompts, names, self.config, self.n)
         shares: list[float | None] = []
         for answer, (_, text), samples in zip(answers, places, drawn, strict=True):
             ends = [text + self.tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in samples]

@@ -19,7 +19,7 @@ from align.errors import UserError, shorten
 from align.judges import sandbox
 
 if TYPE_CHECKING:
-    from align.rollout_options import Verifier
+    from align.judges.options import Verifier
 
 # A sign counts only where no operand stands in front of it: 51-13 ends in 13.
 _NUMBER = re.compile(r"(?:(?<![\w)])[-−])?\d[\d,]*(?:\.\d+)?(?:\s?/\s?\d+)?")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align.errors import UserError, shorten
-from align.negative_options import ACTIONS
+from align.negatives.options import ACTIONS
 from align.run import write_text
 
 DECISIONS = ("keep", *(action for action in ACTIONS if action != "reweight"))

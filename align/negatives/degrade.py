@@ -28,18 +28,19 @@ import numpy as np
 from tqdm import tqdm
 
 import align
-from align import precision
+from align import generation, precision
 from align.data import sources
 from align.data.examples import Example, Prompt, to_row
 from align.data.ledger import Ledger
 from align.data.messages import as_dict
 from align.data.tokenize import encode_prompt
 from align.errors import UserError, shorten
+from align.generation import Policy
 from align.negatives import conditions, sampling
 from align.negatives.conditions import Poor
 from align.negatives.gaps import Case, Gap
 from align.recipe import Recipe
-from align.rollouts import Policy, examples_of
+from align.rollouts.prompts import examples_of
 from align.stage import Stage, sha256_of
 
 _TOGETHER = 8  # prompts whose answers are looked at, and then kept, together
@@ -92,7 +93,7 @@ def draw(recipe: Recipe, writer: Policy, wanted: Sequence[Task], path: Path) -> 
     config = recipe.sampling
     stage = Stage(path, _drawn_by(recipe, writer, wanted))
     done, per_call = {row["key"] for row in stage.rows}, max(1, config.batch_size // config.k)
-    stops = sampling.stop_ids(writer.model, writer.tokenizer)
+    stops = generation.stop_ids(writer.model, writer.tokenizer)
     with tqdm(total=len(wanted), initial=len(done), desc="answers", unit="prompt") as bar:
         for start in range(0, len(wanted), per_call):
             part = wanted[start : start + per_call]
@@ -101,7 +102,7 @@ def draw(recipe: Recipe, writer: Policy, wanted: Sequence[Task], path: Path) -> 
                 continue
             prompts = [encode_prompt(writer.tokenizer, task.poor.prompt, config.instruction) for task in part]
             names = [f"{recipe.train.seed}/degrade/{task.example.key}" for task in part]  # alike for all conditions
-            drawn = sampling.draw(writer.model, writer.tokenizer, prompts, names, config, config.k)
+            drawn = generation.draw(writer.model, writer.tokenizer, prompts, names, config, config.k)
             rows = [_row(writer, task, answers, stops) for task, answers in zip(part, drawn, strict=True)]
             stage.add([row for row in rows if row["key"] in missing])
             bar.update(len(missing))

@@ -11,12 +11,12 @@ from pathlib import Path
 from align import models, precision, processor, recipe
 from align.data.ledger import Ledger
 from align.errors import UserError, printable
+from align.generation import Policy, load_policy
 from align.judges import load as judges_load
 from align.judges import verifiers
 from align.negatives import degrade
 from align.negatives.gaps import Gap, Judged, Margin, Verified
 from align.recipe import Recipe
-from align.rollouts import Policy, load_policy
 from align.run import write_text
 
 

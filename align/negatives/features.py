@@ -22,7 +22,7 @@ from align.data.collate import collate
 from align.data.share import share_out
 from align.data.tokenize import TokenizedRow
 from align.errors import UserError
-from align.rollouts import Policy
+from align.generation import Policy
 from align.run import write_bytes
 from align.scoring.answers import layout_for
 from align.scoring.head import causal_lm, target_logps

@@ -20,10 +20,10 @@ import torch
 from align.data.examples import Example, Prompt, Response
 from align.data.ledger import Ledger
 from align.data.tokenize import PromptTooLong, TokenizedRow, encode_row
+from align.generation import Policy
 from align.judges import Answer, Judge
 from align.judges.verifiers import Verify
 from align.objectives import NEGATIVE, POSITIVE
-from align.rollouts import Policy
 from align.scoring.answers import Head, answer_logps, layout_for
 
 _TOKENS_AT_ONCE = 4096

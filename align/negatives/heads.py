@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,14 +22,14 @@ from align import models, precision
 from align.data.collate import MicroBatch, collate
 from align.data.ledger import Ledger
 from align.data.share import share_out
-from align.data.tokenize import ROLE_NUMBERS, PromptTooLong, TemplateRefuses, TokenizedRow, encode_row
+from align.data.templates import TemplateRefuses
+from align.data.tokenize import ROLE_NUMBERS, PromptTooLong, TokenizedRow, encode_row
 from align.errors import UserError, shorten
 from align.evaluation import subject
-from align.mining_checks import is_run
+from align.negatives.mining_checks import is_run
 from align.negatives.scorer_models import files_sha256, folder_of
 from align.recipe import Recipe
-from align.reference.store import Store, identity, response_keys
-from align.reference_setup import STORE_OFF, store_folder
+from align.reference.store import STORE_OFF, Store, identity, response_keys, store_folder
 from align.run import RunFolder
 from align.scoring.answers import Head, layout_for
 from align.scoring.head import causal_lm
@@ -173,7 +172,7 @@ class Heads:
         who = identity(
             models.weights_hash(model), causal_lm(model).config.to_dict(), "bf16" if self.in_bf16 else "fp32"
         )
-        return Store(Path(store_folder(reference)), who, dtype=reference.store_dtype)
+        return Store(store_folder(reference.store), who, dtype=reference.store_dtype)
 
 
 def _recipe_of(run: str) -> dict:

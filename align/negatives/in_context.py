@@ -21,11 +21,12 @@ from align.data.ledger import Ledger
 from align.data.messages import split_tools
 from align.data.tokenize import encode_prompt
 from align.errors import UserError
-from align.negatives.sampling import generate
+from align.generation import generate
 from align.scoring.head import causal_lm
 
 if TYPE_CHECKING:
-    from align.recipe import Recipe, Sampling
+    from align.negatives.options import Sampling
+    from align.recipe import Recipe
 
 _POOL = 500  # rows of each source from which examples are drawn
 _WHERE = "sampling.in_context"

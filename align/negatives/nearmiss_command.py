@@ -17,8 +17,8 @@ from align.data.examples import Example, Response, to_row
 from align.data.ledger import Ledger
 from align.errors import UserError, shorten
 from align.judges import verifiers
+from align.judges.options import Verifier
 from align.negatives.nearmiss import KINDS, NearMisses
-from align.rollout_options import Verifier
 from align.schema import nearest
 from align.stage import Stage
 

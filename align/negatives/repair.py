@@ -26,8 +26,8 @@ from align.data.examples import Example, Response, to_row
 from align.data.flips import LEAST_PAIRS
 from align.data.messages import as_dict
 from align.errors import UserError
-from align.negative_options import Repair
 from align.negatives import cascade, crossfit
+from align.negatives.options import Repair
 from align.negatives.pairs import Pair
 
 KEEP, OPEN = "keep", "open"

@@ -16,6 +16,7 @@ from align.data.examples import Example
 from align.data.ledger import Ledger
 from align.data.tokenize import TokenizedRow
 from align.errors import UserError, printable, shorten
+from align.generation import load_policy
 from align.judges import load as judges_load
 from align.negatives import audit, cascade, repair
 from align.negatives.degrade_command import load
@@ -24,7 +25,6 @@ from align.negatives.pairs import pairs_of
 from align.negatives.repair import KEEP, OPEN, Finding
 from align.objectives import NEGATIVE, POSITIVE, SAMPLE
 from align.recipe import Recipe
-from align.rollouts import load_policy
 from align.run import write_json, write_text
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from align.data.tokenize import TemplateRefuses, encode_prompt, encode_response
+from align.data.templates import TemplateRefuses
+from align.data.tokenize import encode_prompt, encode_response
 from align.negatives.encoder import by_length, padded_ids
 from align.negatives.pool import said
 from align.negatives.scorer_models import load_reward_model

@@ -19,14 +19,14 @@ import numpy as np
 
 from align.errors import UserError
 from align.judges import verifiers
-from align.mining_options import IMPLICIT, OF_POLICY, OF_REFERENCE, RELEVANCE, REWARD, SIMILARITY
+from align.judges.options import VERIFIERS, Verifier
 from align.negatives import scorer_models
 from align.negatives.heads import Heads
+from align.negatives.mining_options import IMPLICIT, OF_POLICY, OF_REFERENCE, RELEVANCE, REWARD, SIMILARITY
 from align.negatives.pool import PromptRow, said
 from align.negatives.score_cache import key
 from align.negatives.strategies import ches
 from align.recipe import Recipe
-from align.rollout_options import VERIFIERS, Verifier
 from align.stage import sha256_of
 
 Values = Mapping[bytes, bytes]

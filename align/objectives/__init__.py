@@ -2,9 +2,9 @@
 
 An objective is a frozen dataclass in a file of its own. Its fields are its hyper-parameters, declared with
 `align.schema.option`. It is called on a `Batch` of log-probs and returns unreduced `Losses`; the trainer sums
-them and divides by the number of units in the whole optimiser step over all ranks (`role_token`: the tokens of each
-role by their own number), so micro-batch size, accumulation and world size cannot change the result. It never sees
-model, tokenizer, accelerator or recipe.
+them and divides by the number of units (`_units`) in the whole optimiser step over all ranks (`role_token`: the tokens
+of each role by their own number), so micro-batch size, accumulation and world size cannot change the result. It never
+sees model, tokenizer, accelerator or recipe.
 
 Shapes: N responses, T response tokens (of the longest response), P pairs, U units. float32 unless said.
 """
@@ -237,73 +237,6 @@ def join_step(
         steps.append(WholeStep(values, dict(first), memory))
         first = {name: start + len(part.get(name, ())) for name, start in first.items()}
     return steps, memory
-
-
-def prompt_index(batch: Batch) -> tuple[Tensor, int]:
-    """(N,) prompts renumbered 0..U-1 in ascending order of `batch.prompt`, and U."""
-    names, index = batch.prompt.unique(return_inverse=True)
-    return index, len(names)
-
-
-def role_means(batch: Batch, values: Tensor, role: int, *, may_lack: bool = False) -> Tensor:
-    """(U,) for each prompt, the mean of `values` (N,) over its responses of one role, by their weights.
-
-    Samples carry no weight of their own. 0 where all weights are 0.
-    Raises ValueError if a prompt has none (the trainer leaves such prompts out and counts them), unless it `may_lack`
-    them: then its mean is 0.
-    """
-    index, num_prompts = prompt_index(batch)
-    weights = (batch.role == role).to(values.dtype)
-    zeros = torch.zeros(num_prompts, dtype=values.dtype, device=values.device)
-    if not may_lack and (zeros.index_add(0, index, weights) == 0).any():
-        raise ValueError(f"a prompt of the batch has no response of role {role}")
-    if batch.weight is not None and role != SAMPLE:
-        weights = weights * batch.weight.to(values.dtype)
-    totals = zeros.index_add(0, index, weights)
-    return zeros.index_add(0, index, values * weights) / torch.where(totals == 0, 1.0, totals)
-
-
-def group_means(batch: Batch, values: Tensor) -> Tensor:
-    """(N,) for each response, the mean of `values` (N,) over all responses to its prompt."""
-    index, num_prompts = prompt_index(batch)
-    zeros = torch.zeros(num_prompts, dtype=values.dtype, device=values.device)
-    means = zeros.index_add(0, index, values) / zeros.index_add(0, index, torch.ones_like(values))
-    return means[index]
-
-
-def count_units(batch: Batch, unit: str) -> int:
-    """How many units of `normalize_by` a batch holds; equals the number of losses an objective returns."""
-    return len(unit_weights(batch, unit))
-
-
-def unit_weights(batch: Batch, unit: str) -> Tensor:
-    """(U,) example weight of each unit, in the order of the losses.
-
-    A pair weighs the product of its two responses' weights; a prompt the mean over its responses that were
-    given as data (samples carry no weight of their own).
-    """
-    weight = torch.ones_like(batch.role, dtype=torch.float32) if batch.weight is None else batch.weight.float()
-    if unit in ("token", "role_token"):
-        tokens = weight[:, None].expand(batch.mask.shape)
-        return (tokens if batch.token_weight is None else tokens * batch.token_weight)[batch.mask]
-    if unit == "pair":
-        return weight[batch.pairs].prod(-1)
-    if unit == "prompt":
-        index, num_prompts = prompt_index(batch)
-        given = (batch.role != SAMPLE).float()
-        zeros = torch.zeros(num_prompts, device=weight.device)
-        counts = zeros.index_add(0, index, given)
-        return torch.where(counts > 0, zeros.index_add(0, index, weight * given) / counts.clamp(min=1), 1.0)
-    return weight[
-        {"positive": batch.role == POSITIVE, "negative": batch.role == NEGATIVE}.get(unit, batch.role == batch.role)
-    ]
-
-
-def unit_groups(batch: Batch, unit: str) -> Tensor:
-    """(U,) int: which units are counted together. All of a step's, but for "role_token": there those of each role."""
-    if unit == "role_token":
-        return batch.role[:, None].expand(batch.mask.shape)[batch.mask]
-    return torch.zeros(count_units(batch, unit), dtype=torch.long, device=batch.role.device)
 
 
 def available() -> list[str]:

@@ -16,7 +16,8 @@ KL is at most 0.06.
 
 from dataclasses import dataclass
 
-from align.objectives import Batch, Losses, Objective, group_means
+from align.objectives import Batch, Losses, Objective
+from align.objectives._prompts import group_means
 from align.objectives._responses import role_losses
 from align.schema import option
 

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 import torch
 
-from align.objectives import NEGATIVE, Batch, Losses, Objective, group_means, lift
+from align.objectives import NEGATIVE, Batch, Losses, Objective, lift
+from align.objectives._prompts import group_means
 from align.objectives._responses import role_losses
 from align.schema import option
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from align.objectives import NEGATIVE, SAMPLE, Batch, Losses, Objective, role_means
+from align.objectives import NEGATIVE, SAMPLE, Batch, Losses, Objective
+from align.objectives._prompts import role_means
 from align.schema import option
 
 

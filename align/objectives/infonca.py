@@ -21,8 +21,9 @@ from dataclasses import dataclass
 
 import torch
 
-from align.objectives import NEGATIVE, POSITIVE, Batch, Losses, Objective, prompt_index, role_means
+from align.objectives import NEGATIVE, POSITIVE, Batch, Losses, Objective
 from align.objectives._preferences import lost_shares
+from align.objectives._prompts import prompt_index, role_means
 from align.schema import option
 
 

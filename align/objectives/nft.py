@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 import torch
 
-from align.objectives import POSITIVE, Batch, Losses, Objective, group_means, lift
+from align.objectives import POSITIVE, Batch, Losses, Objective, lift
+from align.objectives._prompts import group_means
 from align.schema import option
 
 LARGEST_LOG_RATIO = 10.0

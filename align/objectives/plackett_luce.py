@@ -16,8 +16,9 @@ KL is at most 0.07.
 
 from dataclasses import dataclass
 
-from align.objectives import NEGATIVE, POSITIVE, Batch, Losses, Objective, prompt_index, role_means
+from align.objectives import NEGATIVE, POSITIVE, Batch, Losses, Objective
 from align.objectives._preferences import lost_shares
+from align.objectives._prompts import prompt_index, role_means
 from align.schema import option
 
 

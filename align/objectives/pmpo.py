@@ -15,7 +15,8 @@ KL is at most 3.9.
 
 from dataclasses import dataclass
 
-from align.objectives import NEGATIVE, POSITIVE, SAMPLE, Batch, Losses, Objective, role_means
+from align.objectives import NEGATIVE, POSITIVE, SAMPLE, Batch, Losses, Objective
+from align.objectives._prompts import role_means
 from align.schema import option
 
 

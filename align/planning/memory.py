@@ -21,11 +21,11 @@ from align.data.layout import NONE, PACKED, PADDED
 from align.data.load import HeldOutSet
 from align.data.share import share_out
 from align.data.steps import Steps
+from align.job.policy import weights_type, with_adapters
 from align.planning import sharding
 from align.planning.sharding import FP32, Weights, Zero
 from align.planning.tracing import ACTIVATIONS, GRADIENTS, HEAD, EmptyModel, LiveBytes
 from align.planning.volume import Volume
-from align.policy_setup import weights_type, with_adapters
 from align.recipe import Recipe
 from align.reference import ADAPTER_OFF, FROZEN
 from align.scoring import recompute, support

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from align import job_parts, models, processor
+from align import models, processor
 from align.data.load import Rows
 from align.data.load_streams import Streams
 from align.data.steps import Steps
 from align.errors import UserError, shorten
+from align.job import parts
 from align.planning import probe, volume
 from align.planning.duration import Span, rate
 from align.planning.memory import CPU, Footprint, Memory, Setting
@@ -23,7 +24,7 @@ from align.planning.probe import Timing
 from align.planning.sharding import OPTIMISER_BYTES, Weights
 from align.planning.volume import AssumedSamples, Volume
 from align.recipe import Recipe
-from align.reference_setup import STORE_OFF
+from align.reference.store import STORE_OFF
 from align.run import RunFolder
 
 
@@ -50,9 +51,9 @@ class Planner:
         processor.prepare()
         self.recipe, self.run = recipe, RunFolder(recipe.output)
         self.objective = recipe.build_objective()
-        self.args = job_parts.training_arguments(recipe, self.run)
+        self.args = parts.training_arguments(recipe, self.run)
         self.tokenizer = models.load_tokenizer(recipe.model)
-        self.rows: Rows | Streams = job_parts.load_rows(recipe, self.tokenizer, self.objective)
+        self.rows: Rows | Streams = parts.load_rows(recipe, self.tokenizer, self.objective)
         self.process = _resident()  # as a run's process is before it loads a model
 
     def plan(self, setting: Setting, *, probes: bool) -> Plan:
@@ -64,8 +65,8 @@ class Planner:
             notes.append("no time was taken: the model would not fit this machine")
             return dataclasses.replace(found, notes=tuple(notes))
         with contextlib.redirect_stdout(sys.stderr):  # what a run would say
-            policy = job_parts.load_policy(self.recipe, self.args)
-            layout = job_parts.choose_layout(self.recipe, policy)
+            policy = parts.load_policy(self.recipe, self.args)
+            layout = parts.choose_layout(self.recipe, policy)
         if layout != found.layout:
             found = self.variant(self.recipe, setting, layout)
         steps = self._steps(self.recipe, setting, layout)
@@ -85,7 +86,7 @@ class Planner:
 
     def _steps(self, recipe: Recipe, setting: Setting, layout: str) -> Steps:
         """The steps of a run on so many ranks."""
-        sampler, steps = job_parts.plan_steps(recipe, self.rows, self.tokenizer, self.run, self.objective, layout)
+        sampler, steps = parts.plan_steps(recipe, self.rows, self.tokenizer, self.run, self.objective, layout)
         steps.world = setting.ranks
         if sampler is not None:
             steps.sampler = AssumedSamples(recipe.sampling, recipe.data.max_length)

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from align.data.layout import ALL, CHEAP, NONE
 from align.data.steps import Steps
-from align.negatives.sampling import draw
+from align.generation import draw
 from align.objectives import Objective
 from align.planning.volume import Dealt, Volume
 from align.recipe import Recipe

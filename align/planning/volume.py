@@ -15,7 +15,7 @@ from align.data.tokenize import TokenizedResponse, TokenizedRow
 from align.objectives import NEGATIVE, POSITIVE, SAMPLE
 
 if TYPE_CHECKING:
-    from align.recipe import Sampling
+    from align.negatives.options import Sampling
 
 LOOKED_AT = 64  # optimiser steps, evenly spread over the run; the first ones of rows that are streamed
 

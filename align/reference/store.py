@@ -35,6 +35,7 @@ from align.reference import records
 
 Key = bytes  # 32
 
+STORE_OFF = "off"  # `reference.store` of a run without a store
 _MOST_OPEN = 64  # part files kept open for reading
 # What a configuration says that does not change what the model computes.
 _NOT_COMPUTED = ("transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "gradient_checkpointing",
@@ -44,6 +45,11 @@ _NOT_COMPUTED = ("transformers_version", "dtype", "torch_dtype", "architectures"
 def default_folder() -> Path:
     """Where `reference.store: auto` keeps log-probs."""
     return cache_folder() / "reference"
+
+
+def store_folder(named: str) -> Path:
+    """The folder that `reference.store` names; not for `off`."""
+    return default_folder() if named == "auto" else Path(named).expanduser()
 
 
 def identity(weights_sha256: str, config: dict, arithmetic: str) -> str:

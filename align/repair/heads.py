@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from align.adapter_heads import name_of
-from align.data.tokenize import encode_prompt, prompt_text
+from align.data.templates import prompt_text
+from align.data.tokenize import encode_prompt
 from align.errors import UserError
 from align.repair.yesno import NO, YES, Asked
 from align.scoring.head import causal_lm

@@ -33,7 +33,7 @@ def _run(given: argparse.Namespace) -> None:
         from align import recipe
 
         loaded = recipe.load(given.recipe, given.overrides)
-        from align.reference_build import build
+        from align.job.reference_build import build
 
         return build(loaded)
     from pathlib import Path

@@ -23,6 +23,6 @@ def add(commands) -> None:
 
 
 def _rollouts(given: argparse.Namespace) -> None:
-    from align import rollout_commands
+    from align.rollouts import commands
 
-    rollout_commands.main(given)
+    commands.main(given)

@@ -11,9 +11,10 @@ import pytest
 from align import objectives
 from align.data.collate import collate
 from align.data.load import Rows, load
+from align.data.options import Data, Source
 from align.errors import UserError
 from align.objectives import Objective
-from align.recipe import Data, Eval, Recipe, Reference, Retain, Source, Train, Weights
+from align.recipe import Eval, Recipe, Reference, Retain, Train, Weights
 from tests import tiny
 
 NO_SYSTEM = tiny.CHATML.replace(

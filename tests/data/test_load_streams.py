@@ -16,8 +16,9 @@ from align.data import load_streams, sources
 from align.data.ledger import Ledger
 from align.data.load import load
 from align.data.load_streams import Streams, is_streamed
+from align.data.options import Data, Mix, Source
 from align.errors import UserError
-from align.recipe import Data, Eval, Mix, Recipe, Retain, Source, Train
+from align.recipe import Eval, Recipe, Retain, Train
 from tests import tiny
 
 TOKENIZER = tiny.tokenizer()

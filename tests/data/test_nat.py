@@ -11,8 +11,9 @@ from align import objectives
 from align.data.examples import Example, Prompt, Response, Step
 from align.data.load import Rows, load
 from align.data.nat import inference_label, labelled, under_labels
+from align.data.options import Data, Grade, Nat, Source
 from align.errors import UserError
-from align.recipe import Data, Eval, Grade, Nat, Recipe, Retain, Source, Weights
+from align.recipe import Eval, Recipe, Retain, Weights
 from tests import tiny
 
 NAT = Nat(success="Right.", failure="Wrong.")

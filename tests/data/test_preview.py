@@ -11,10 +11,11 @@ import pytest
 from align import objectives
 from align.cli import run
 from align.data.encode import Encoder
+from align.data.options import Data, Source
 from align.data.preview import _views, text
 from align.data.preview_html import page
 from align.errors import UserError
-from align.recipe import Data, Eval, Recipe, Source, Weights
+from align.recipe import Eval, Recipe, Weights
 from tests import tiny
 
 TOKENIZER = tiny.tokenizer()

@@ -190,7 +190,7 @@ def test_tools_in_other_spellings_and_back():
 
 
 def test_a_template_that_leaves_tools_out_is_told():
-    from align.data.tokenize import TemplateRefuses
+    from align.data.templates import TemplateRefuses
 
     with pytest.raises(TemplateRefuses, match="the model's chat template leaves tools out"):
         encode_row(TOKENIZER, record({"prompt": "Hi", "tools": [TOOL], "negatives": ["a"]}), roles={-1},

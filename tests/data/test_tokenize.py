@@ -2,143 +2,33 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from align.data.examples import Example, Prompt, Response, Step
 from align.data.ledger import Ledger
-from align.data.tokenize import PromptTooLong, encode_prompt, encode_response, encode_row, prompt_text, step_labels
+from align.data.tokenize import PromptTooLong, encode_prompt, encode_response, encode_row, step_labels
 from align.errors import UserError
 from align.models import EMBEDDED, cache_folder
 from tests import tiny
-
-# Tokenizers, made in memory
-
-TEXTS = [
-    "Say hello, please. Hello. How are you today? I am fine, thank you very much!",
-    "The capital of France is Paris. Is it? Yes, it is. No, it is not. Go away.",
-    "system user assistant You are a helpful assistant. Be brief. [INST] Hi [/INST] Human: Assistant:",
-] * 20
-
-
-@functools.cache
-def byte_level(special: tuple[str, ...]) -> Tokenizer:
-    """Byte-level BPE, as Llama 3, Qwen and SmolLM2 have it: every text comes back from its tokens exactly."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=450, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    return tokenizer
-
-
-def build(
-    special: tuple[str, ...], *, template: str | None, around: str = "$A", **names: str
-) -> PreTrainedTokenizerFast:
-    """A tokenizer; `around` is what it writes around a text if special tokens are asked for."""
-    inner = Tokenizer.from_str(byte_level(special).to_str())
-    ids = [(token, inner.token_to_id(token)) for token in special]
-    inner.post_processor = processors.TemplateProcessing(single=around, special_tokens=ids)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, clean_up_tokenization_spaces=False, **names)
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-CHATML = (
-    "{% for message in messages %}"
-    "{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
-    "{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+from tests.data.handmade_tokenizers import (
+    CHATML,
+    END_OF_TURN,
+    SAID,
+    SAID_IN_TURNS,
+    TOKENIZERS,
+    TURNS,
+    build,
+    chatml,
+    gemma,
+    llama3,
+    plain,
+    text_of,
 )
-CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-
-
-def chatml(template: str = CHATML) -> PreTrainedTokenizerFast:
-    """As SmolLM2: a default system prompt, a line break behind the end of each turn, no BOS."""
-    return build(CHATML_TOKENS, template=template, bos_token="<|im_start|>", eos_token="<|im_end|>")
-
-
-LLAMA3 = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
-LLAMA3_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-
-
-def llama3(eos_token: str = "<|eot_id|>") -> PreTrainedTokenizerFast:
-    """As Llama 3: header ids, contents trimmed, BOS both in the template and from the tokenizer."""
-    return build(
-        LLAMA3_TOKENS,
-        template=LLAMA3,
-        around="<|begin_of_text|> $A",
-        bos_token="<|begin_of_text|>",
-        eos_token=eos_token,
-    )
-
-
-MISTRAL = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}"
-    "{% endif %}"
-    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
-    "{% else %}{{ message['content'] + eos_token + ' ' }}{% endif %}"
-    "{% endfor %}"
-)
-
-
-def mistral() -> PreTrainedTokenizerFast:
-    """As Mistral: no generation prompt, BOS and EOS in the template, a space behind EOS, no system message."""
-    return build(("<s>", "</s>"), template=MISTRAL, around="<s> $A", bos_token="<s>", eos_token="</s>")
-
-
-def plain(around: str = "<s> $A") -> PreTrainedTokenizerFast:
-    """A base model: no chat template, BOS from the tokenizer."""
-    return build(("<s>", "</s>"), template=None, around=around, bos_token="<s>", eos_token="</s>")
-
-
-TOKENIZERS = {"chatml": chatml, "llama3": llama3, "mistral": mistral, "plain": plain}
-END_OF_TURN = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "mistral": "</s>", "plain": "</s>"}
-
-# The prompt "Hi" as each model reads it, written out by hand
-SAID = {
-    "chatml": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
-    "llama3": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\n",
-    "mistral": "<s>[INST] Hi [/INST]",
-    "plain": "<s>Hi",
-}
-
-# user, assistant, user: the earlier answer is part of the prompt
-TURNS = (("user", "Hi"), ("assistant", "Hello."), ("user", "Go away."))
-SAID_IN_TURNS = {
-    "chatml": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
-    "<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nGo away.<|im_end|>\n<|im_start|>assistant\n",
-    "llama3": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|>"
-    "<|start_header_id|>user<|end_header_id|>\n\nGo away.<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-    "mistral": "<s>[INST] Hi [/INST]Hello.</s> [INST] Go away. [/INST]",
-}
-
-
-def text_of(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
-    return tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
 def response_text(tokenizer: PreTrainedTokenizerFast, prompt: Prompt, text: str) -> str:
@@ -312,101 +202,6 @@ def test_an_answer_without_a_prompt_has_a_token_in_front():
         ids = encode_prompt(tokenizer, "")
         assert tokenizer.convert_ids_to_tokens(ids) == [first]
         assert encode_response(tokenizer, "", ids, "No")[-1] == tokenizer.eos_token_id
-
-
-# The instruction for sampling
-
-
-def test_instruction_replaces_the_templates_own_system_prompt():
-    expected = SAID["chatml"].replace("You are a helpful assistant.", "Be brief.")
-    assert prompt_text(chatml(), "Hi", "Be brief.") == prompt_text(chatml(), (("user", "Hi"),), "Be brief.") == expected
-
-
-def test_instruction_goes_before_a_system_message_that_is_there():
-    prompt = (("system", "Be kind."), ("user", "Hi"))
-    expected = SAID["chatml"].replace("You are a helpful assistant.", "Be brief.\n\nBe kind.")
-    assert prompt_text(chatml(), prompt, "Be brief.") == expected
-    assert prompt == (("system", "Be kind."), ("user", "Hi"))
-
-
-def test_instruction_on_a_template_without_system_prompt():
-    system = "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
-    expected = SAID["llama3"].replace("<|begin_of_text|>", "<|begin_of_text|>" + system)
-    tokenizer = llama3()
-    assert text_of(tokenizer, encode_prompt(tokenizer, "Hi", "Be brief.")) == expected
-
-
-def test_instruction_without_template_is_a_paragraph_before_the_prompt():
-    tokenizer = plain()
-    assert text_of(tokenizer, encode_prompt(tokenizer, "Hi", "Be brief.")) == "<s>Be brief.\n\nHi"
-
-
-@pytest.mark.parametrize("name", TOKENIZERS)
-@pytest.mark.parametrize("instruction", [None, ""])
-def test_no_instruction_changes_nothing(name, instruction):
-    tokenizer = TOKENIZERS[name]()
-    assert text_of(tokenizer, encode_prompt(tokenizer, "Hi", instruction)) == SAID[name]
-
-
-GEMMA = (
-    "{{ bos_token }}"
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for message in messages %}"
-    "{{ '<start_of_turn>' + message['role'] + '\n' + message['content'] | trim + '<end_of_turn>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>assistant\n' }}{% endif %}"
-)
-SKIPS_SYSTEM = GEMMA.replace("{{ raise_exception('System role not supported') }}", "{% set messages = messages[1:] %}")
-
-
-def gemma(template: str = GEMMA) -> PreTrainedTokenizerFast:
-    """As Gemma: an end of turn that is special, but no named token; no system message."""
-    special = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
-    return build(special, template=template, around="<bos> $A", bos_token="<bos>", eos_token="<eos>")
-
-
-@pytest.mark.parametrize(
-    "tokenizer, expected",
-    [
-        (mistral(), "<s>[INST] Be brief.\n\nHi [/INST]Hello.</s> [INST] Go away. [/INST]"),
-        (
-            gemma(),
-            "<bos><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>assistant\nHello.<end_of_turn>\n"
-            "<start_of_turn>user\nGo away.<end_of_turn>\n<start_of_turn>assistant\n",
-        ),
-    ],
-    ids=["mistral", "gemma"],
-)
-def test_instruction_goes_before_the_first_user_message_if_there_is_no_system_role(tokenizer, expected):
-    assert prompt_text(tokenizer, TURNS, "Be brief.") == expected
-
-
-def test_instruction_that_a_template_would_skip_goes_before_the_first_user_message():
-    text = prompt_text(gemma(SKIPS_SYSTEM), "Hi", "Be brief.")
-    assert text == "<bos><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>assistant\n"
-
-
-WITH_SYSTEM = (("system", "Be kind."), ("user", "Hi"))
-
-
-def test_template_that_refuses_the_instruction_is_a_user_error():
-    """Mistral's and Gemma's templates raise if they meet a system message; the recipe's author can mend that."""
-    with pytest.raises(UserError) as error:
-        encode_prompt(gemma(), WITH_SYSTEM, "Be brief.")
-    assert str(error.value) == (
-        "sampling.instruction: the model's chat template refuses it: System role not supported; "
-        "leave it out, or write it into the prompts"
-    )
-
-
-def test_template_that_refuses_the_system_message_of_a_row_names_the_row():
-    example = Example(WITH_SYSTEM, (Response("No.", "negative"),), "by hand", "my.jsonl:7")
-    with pytest.raises(UserError) as error:
-        encode_row(gemma(), example, roles={-1}, max_length=200, ledger=Ledger())
-    assert str(error.value) == (
-        "my.jsonl:7: the model's chat template refuses it: System role not supported; put the system message into "
-        "the user's, use another model, or leave such rows out with data.on_bad_rows: skip"
-    )
 
 
 # Rows

@@ -18,8 +18,8 @@ from align.errors import UserError
 from align.evaluation import command, measures, multiple_choice, subject
 from align.evaluation.probe import Probe
 from align.evaluation.settings import Settings
+from align.generation import generate
 from align.likelihood_ratio import LikelihoodRatioModel
-from align.negatives.sampling import generate
 from align.run import RunFolder
 from tests import tiny
 from tests.commands import run

@@ -27,7 +27,7 @@ from align.evaluation.probe import PER_TOKEN, SUM, Options, Probe
 from align.evaluation.rows import BENIGN, Rows
 from align.evaluation.settings import Settings
 from align.evaluation.subject import Subject
-from align.rollout_options import Verifier
+from align.judges.options import Verifier
 from align.scoring.answers import Head, layout_for
 from tests import tiny
 

@@ -12,7 +12,7 @@ from align.errors import UserError
 from align.judges import Answer
 from align.judges.endpoint import Endpoint, NoReply
 from align.judges.llm import LlmJudge, read_reply
-from align.rollout_options import LlmJudge as Options
+from align.judges.options import LlmJudge as Options
 
 GOOD = json.dumps({"steps": [{"step": 1, "correct": 0.9}, {"step": 2, "correct": False}]})
 

@@ -8,8 +8,8 @@ from align import models
 from align.data.examples import Example
 from align.errors import UserError
 from align.judges import Answer
+from align.judges.options import PrmJudge as Options
 from align.judges.prm import PrmJudge
-from align.rollout_options import PrmJudge as Options
 from tests import tiny
 
 EXAMPLE = Example((("user", "1+2+3?"),), (), "test", "rows.jsonl:1")

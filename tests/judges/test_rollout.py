@@ -2,12 +2,12 @@
 
 import pytest
 
+from align import generation
 from align.data.examples import Example, Response
 from align.judges import Answer
 from align.judges.rollout import RolloutJudge
 from align.judges.verifiers import Verdict
-from align.negatives import sampling
-from align.recipe import Sampling
+from align.negatives.options import Sampling
 from tests import tiny
 
 EXAMPLE = Example((("user", "Say it."),), (Response("x", "positive"),), "test", "rows.jsonl:1")
@@ -43,7 +43,7 @@ def test_a_step_scores_the_share_of_its_continuations_that_come_out_right():
 
 
 def test_the_last_step_is_judged_by_the_answer_and_nothing_is_drawn_for_it(monkeypatch):
-    monkeypatch.setattr(sampling, "draw", lambda *arguments: pytest.fail("drew"))
+    monkeypatch.setattr(generation, "draw", lambda *arguments: pytest.fail("drew"))
     assert judge(tiny.llama()).score([Answer(EXAMPLE, "four", (4,)), Answer(EXAMPLE, "one", (3,))]) == [[1.0], [0.0]]
 
 
@@ -51,8 +51,8 @@ def test_scores_do_not_depend_on_what_is_judged_together_and_beginnings_are_shar
     model = tiny.llama()
     answers = [Answer(EXAMPLE, f"one. {word}", (5, 5 + len(word))) for word in ("two", "three", "four")]
     answers.append(Answer(EXAMPLE, "On and on. No", (11, 13)))
-    calls, draw = [], sampling.draw
-    monkeypatch.setattr(sampling, "draw", lambda *given: calls.append(given[2]) or draw(*given))
+    calls, draw = [], generation.draw
+    monkeypatch.setattr(generation, "draw", lambda *given: calls.append(given[2]) or draw(*given))
     together = judge(model, batch_size=64).score(answers)
     assert sum(map(len, calls)) == 2  # "one. " once
     assert together == [judge(model, batch_size=4).score([answer])[0] for answer in answers]

@@ -8,8 +8,8 @@ import pytest
 from align.data.examples import Example, Response
 from align.errors import UserError
 from align.judges import sandbox, verifiers
+from align.judges.options import Verifier
 from align.judges.verifiers import number_of
-from align.rollout_options import Verifier
 
 
 def example(*positives: str) -> Example:

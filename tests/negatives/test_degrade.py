@@ -84,7 +84,7 @@ def test_gone_on_with_it_comes_to_the_same_bytes_and_another_gap_draws_nothing(w
     made(world, tmp_path / "cut")
     for name in ("draws", "gaps-margin", "negatives"):
         assert (tmp_path / f"cut/{name}.jsonl").read_bytes() == (tmp_path / f"whole/{name}.jsonl").read_bytes(), name
-    monkeypatch.setattr("align.negatives.sampling.draw", None)
+    monkeypatch.setattr("align.generation.draw", None)
     monkeypatch.setattr(gaps.Margin, "measure", None)
     fewer = made(world, tmp_path / "whole", "degrade.gap=0.3")
     found = [gap for row in lines(tmp_path / "whole/gaps-margin.jsonl") for gap in row["gaps"] if gap is not None]

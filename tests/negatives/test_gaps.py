@@ -7,10 +7,10 @@ import torch
 
 from align.data.examples import Example, Response
 from align.data.tokenize import encode_prompt, encode_response
+from align.generation import Policy
 from align.judges import verifiers
+from align.judges.options import Verifier
 from align.negatives.gaps import Case, Judged, Margin, Verified
-from align.rollout_options import Verifier
-from align.rollouts import Policy
 from tests import tiny
 
 TOKENIZER = tiny.tokenizer()

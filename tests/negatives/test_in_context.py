@@ -6,17 +6,18 @@ import json
 
 import pytest
 
-from align import iterate, recipe, rollouts
+from align import generation, recipe
 from align.data.examples import Example, Response
 from align.data.ledger import Ledger
 from align.data.plan import PlannedFeed, StepPlan
 from align.data.tokenize import encode_prompt
 from align.errors import UserError
-from align.negative_options import InContext
+from align.generation import draw, generate
 from align.negatives import in_context
 from align.negatives.in_context import Contexts
-from align.negatives.sampling import Sampler, draw, generate
-from align.recipe import Sampling
+from align.negatives.options import InContext, Sampling
+from align.negatives.sampling import Sampler
+from align.rollouts import iterate
 from tests import rollout_worlds, tiny
 from tests.rollout_worlds import lines
 
@@ -110,9 +111,9 @@ def test_roll_outs_are_sampled_with_examples_and_written_without(tmp_path):
     shown = "sampling.in_context={positives: 1, negatives: 1, analysis: 4, characters: 40}"
     loaded = recipe.load(file, ["warm_start=null", "sampling.k=2", "rollouts.prompts=3", shown])
     plain = recipe.load(file, ["warm_start=null", "sampling.k=2", "rollouts.prompts=3"])
-    policy = rollouts.load_policy(loaded, loaded.model.path)
-    ours = iterate.sample(loaded, 0, tmp_path / "ours", policy)
-    bare = iterate.sample(plain, 0, tmp_path / "bare", policy)
+    policy = generation.load_policy(loaded, loaded.model.path)
+    ours = iterate.sample_round(loaded, 0, tmp_path / "ours", policy)
+    bare = iterate.sample_round(plain, 0, tmp_path / "bare", policy)
     assert [row["prompt"] for row in ours] == [row["prompt"] for row in bare]
     assert [row["responses"] for row in ours] != [row["responses"] for row in bare]
     assert {one["made"]["by"] for row in ours for one in row["responses"]} == {"in_context"}

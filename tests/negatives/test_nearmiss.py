@@ -11,8 +11,8 @@ from align.cli import run
 from align.data.examples import Example, Response, parse_row, to_row
 from align.errors import UserError
 from align.judges import verifiers
+from align.judges.options import Verifier
 from align.negatives.nearmiss import KINDS, NearMisses
-from align.rollout_options import Verifier
 
 SOLUTION = "He walks 3*60=180 miles.\nThen 180-135=45 miles more.\nA: 45"
 PROMPT = "He walks 3 hours at 60 mph, and comes 135 miles back. How far is he?"

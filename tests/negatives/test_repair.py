@@ -11,12 +11,12 @@ import pytest
 from align.cli import run as align
 from align.data.examples import Example, Response
 from align.errors import UserError
-from align.negative_options import Repair
+from align.generation import Policy
 from align.negatives import audit, cascade
 from align.negatives.features import Features
+from align.negatives.options import Repair
 from align.negatives.pairs import pairs_of
 from align.negatives.repair import Finding, mended, proposal
-from align.rollouts import Policy
 from tests import tiny
 from tests.rollout_worlds import lines
 

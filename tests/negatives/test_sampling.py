@@ -10,14 +10,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from align import generation
 from align.data.ledger import Ledger
 from align.data.plan import PlannedFeed, StepPlan
 from align.data.tokenize import TokenizedRow, encode_prompt
-from align.negatives import sampling
+from align.generation import generate
 from align.negatives.in_context import Contexts
-from align.negatives.sampling import Sampler, flaw, generate, is_degenerate
+from align.negatives.options import Sampling
+from align.negatives.sampling import Sampler, flaw, is_degenerate
 from align.objectives import NEGATIVE, SAMPLE
-from align.recipe import Sampling
 from tests import tiny
 
 TOKENIZER = tiny.tokenizer()
@@ -185,28 +186,6 @@ def test_generation_settings_under_an_adapter_are_restored_too(tmp_path):
     assert inner.generation_config is own and own.to_dict() == before
 
 
-def test_settings_are_restored_if_generation_fails(model):
-    own = model.generation_config
-
-    def broken(input_ids, scores):
-        raise RuntimeError("out of memory")
-
-    model.train()
-    with pytest.raises(RuntimeError, match="out of memory"):
-        generate(model, TOKENIZER, [[1, 2, 3]], 4, [broken])
-    assert model.generation_config is own and model.training
-    model.eval()
-
-
-@pytest.mark.parametrize("use_cache", [True, False])
-def test_use_of_the_cache_is_restored(use_cache):
-    """It is part of the configuration that is saved with the trained model."""
-    model = tiny.llama()
-    model.config.use_cache = use_cache
-    generate(model, TOKENIZER, [[1, 2, 3]], 2)
-    assert model.config.use_cache is use_cache
-
-
 @pytest.mark.parametrize("stops", [[END], [END, 40]])
 def test_ends_with_the_end_of_turn_token(stops, uniform, tmp_path):
     """Inclusive; the model's generation settings may name further ones."""
@@ -219,15 +198,6 @@ def test_ends_with_the_end_of_turn_token(stops, uniform, tmp_path):
     assert {ids[-1] for ids in ended} == set(stops)
     assert not any(set(ids[:-1]) & set(stops) for ids in samples)
     assert all(len(ids) == 80 for ids in samples if ids not in ended)
-
-
-def test_greedy_answers_are_the_likeliest_tokens(model):
-    prompts = [list(row.prompt_ids) for row in rows()]
-    for prompt, answer in zip(prompts, generate(model, TOKENIZER, prompts, 5), strict=True):
-        expected: list[int] = []
-        while len(expected) < 5 and END not in expected:
-            expected.append(int(next_probs(model, [[*prompt, *expected]]).argmax()))
-        assert answer == expected
 
 
 # Filters.
@@ -335,7 +305,7 @@ def prompts_forwarded(monkeypatch) -> list[list[int]]:
         seen.extend(prompt for prompt in prompts for _ in range(k))
         return generate(model, tokenizer, prompts, max_new_tokens, processors, k)
 
-    monkeypatch.setattr(sampling, "generate", spied)
+    monkeypatch.setattr(generation, "generate", spied)
     return seen
 
 
@@ -350,7 +320,7 @@ def test_a_prompt_is_read_once_for_all_its_answers(model, one_batch, monkeypatch
     for name in ("once", "each"):
         counts.append(0)
         assert drawn(model, rows(), tmp_path / name, **SMALL) == one_batch
-        monkeypatch.setattr(sampling, "_read_once", lambda *args: {})
+        monkeypatch.setattr(generation, "_read_once", lambda *args: {})
     hook.remove()
     tokens = sum(len(encode_prompt(TOKENIZER, row.example.prompt)) for row in rows())
     assert counts[1] - counts[0] >= 2 * (tokens - len(rows()))
@@ -467,23 +437,3 @@ def test_the_instruction_is_for_sampling_only(instruction, model, prompts_forwar
         == some_rows[0].prompt_ids
         == tuple(encode_prompt(TOKENIZER, "Why?"))
     )
-
-
-# Log-probs of what is drawn.
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0])
-def test_log_probs_are_the_models_own(temperature):
-    """Of every token drawn, the end of the turn included, whatever temperature and top-p it was drawn with."""
-    model = tiny.llama(initializer_range=0.25)
-    model.generation_config.eos_token_id = [257, *range(20)]
-    config = Sampling(k=3, temperature=temperature, top_p=0.9, max_new_tokens=40)
-    prompts = [TOKENIZER(text)["input_ids"] for text in ("Why?", "And who was it in the end?")]
-    drawn = sampling.draw(model, TOKENIZER, prompts, ["a", "b"], config, 3)
-    lengths = {len(ids) for answers in drawn for ids, _ in answers}
-    assert len(lengths) > 1, "answers must end at different places for this to mean anything"
-    for prompt, answers in zip(prompts, drawn, strict=True):
-        for ids, logps in answers:
-            with torch.no_grad():
-                wanted = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-            assert logps == pytest.approx(wanted[range(len(ids)), ids].tolist(), abs=1e-4)

@@ -14,7 +14,8 @@ from torch import Tensor
 from align import objectives
 from align.data.collate import collate
 from align.data.tokenize import TokenizedResponse, TokenizedRow
-from align.objectives import NEGATIVE, POSITIVE, SAMPLE, Batch, Objective, count_units, join_step, unit_weights
+from align.objectives import NEGATIVE, POSITIVE, SAMPLE, Batch, Objective, join_step
+from align.objectives._units import count_units, unit_weights
 from align.schema import Reader
 
 ROOT = Path(__file__).resolve().parent.parent.parent

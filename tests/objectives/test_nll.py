@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from align.objectives import NEGATIVE, POSITIVE, load, unit_weights
+from align.objectives import NEGATIVE, POSITIVE, load
+from align.objectives._units import unit_weights
 from tests import tiny
 from tests.objectives.loops import bare, gradient, uneven_responses
 

@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from align.objectives import NEGATIVE, POSITIVE, load, unit_weights
+from align.objectives import NEGATIVE, POSITIVE, load
+from align.objectives._units import unit_weights
 from tests import tiny
 from tests.objectives.loops import assert_found, gradient, real, uneven_responses, with_behavior, with_token_weights
 

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from align.objectives import NEGATIVE, POSITIVE, SAMPLE, Batch, load, unit_weights
+from align.objectives import NEGATIVE, POSITIVE, SAMPLE, Batch, load
+from align.objectives._units import unit_weights
 from tests import tiny
 from tests.objectives.loops import bare, gradient, in_two_parts, uneven_responses
 

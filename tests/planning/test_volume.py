@@ -8,10 +8,10 @@ from align.data.layout import ALL, AUTO, CHEAP, NONE, PACKED, PADDED
 from align.data.plan import PlannedFeed, StepPlan
 from align.data.steps import Steps
 from align.data.tokenize import TokenizedResponse, TokenizedRow
+from align.negatives.options import Sampling
 from align.objectives import NEGATIVE, POSITIVE
 from align.planning import volume
 from align.planning.volume import AssumedSamples
-from align.recipe import Sampling
 
 
 def row(prompt: int, *responses: tuple[int, int]) -> TokenizedRow:

@@ -14,8 +14,8 @@ from align import recipe
 from align.data.collate import collate
 from align.data.layout import PADDED
 from align.errors import UserError
+from align.job.references import load_teacher
 from align.objectives import NEGATIVE
-from align.reference_setup import load_teacher
 from align.view import Scorer
 from tests import tiny
 from tests.test_likelihood_ratio import save
