@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 
 from align import likelihood_ratio, models, precision
 from align.data.layout import PACKED, PADDED
@@ -55,17 +54,23 @@ def load(run: str | Path, weights: Path | None = None, *, is_whole: bool = False
     `is_whole`: a LoRA policy becomes a model of its own, float32, with the adapter added to its weights. Raises
     UserError if there are no weights.
     """
+    check(run, weights)
     folder = RunFolder(run)
     weights = weights or folder.weights
-    if not folder.recipe.is_file() or not any((weights / name).is_file() for name in _WEIGHTS):
-        what = "is no finished run: it has no recipe.yaml and final/"
-        raise UserError(shorten(str(run), 160), what, "name the folder that a run wrote (output)")
-    recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+    recipe = folder.resolved()
     model, in_bf16 = _model(recipe["model"]), precision.choose(recipe["train"]["precision"]).name == precision.BF16
     shared = {"name": str(weights), "max_length": recipe["data"]["max_length"], "in_bf16": in_bf16}
     if find_heads(weights):
         return _heads(weights, model, recipe["train"]["precision"], shared)
     return _policy(weights, model, shared, is_whole)
+
+
+def check(run: str | Path, weights: Path | None = None) -> None:
+    """Raises UserError if there is no finished run, or no such `weights` of it."""
+    folder = RunFolder(run)
+    if not folder.recipe.is_file() or not any(((weights or folder.weights) / name).is_file() for name in _WEIGHTS):
+        what = "is no finished run: it has no recipe.yaml and final/"
+        raise UserError(shorten(str(run), 160), what, "name the folder that a run wrote (output)")
 
 
 def weights_hash(run: str | Path) -> str:
