@@ -38,6 +38,15 @@ def test_shares_count_what_only_one_has():
     assert found["value"] == 0.5 and found["change"] == -0.25
 
 
+def test_what_has_not_happened_may_happen():
+    """No refusal among 20 answers, neither before nor after: that is no proof that there never is one."""
+    never = np.zeros(20, bool)
+    found = figures.shares({"base": never, "policy": never})
+    assert found["base"] == {"value": 0.0, "interval": [0.0, pytest.approx(3.8416 / 23.8416)]}
+    low, high = found["policy"]["change_interval"]
+    assert low < -0.05 and high > 0.05 and found["policy"]["p"] == 1
+
+
 def test_what_is_undefined_is_none_and_what_is_now_and_then_has_an_interval():
     def of(columns):
         return columns[..., 0] / columns[..., 1]

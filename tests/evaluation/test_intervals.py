@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from align.evaluation.intervals import bootstrap, mcnemar, of_ratio
+from align.evaluation.intervals import bootstrap, mcnemar, of_change, of_ratio, of_share
 
 
 def test_mcnemar_by_counting_all_coins():
@@ -45,6 +45,35 @@ def test_bootstrap_covers_as_often_as_it_says():
 
 def test_what_never_varies_has_no_width():
     assert bootstrap(np.ones(7)) == (1.0, 1.0)
+
+
+def test_shares_of_none_and_all_are_no_certainty():
+    """0 of 10: z^2 / (n + z^2). 5 of 10: 1.96 sqrt(2.5 + 0.9604) / 13.8416 to either side."""
+    assert of_share(0, 10) == (0.0, pytest.approx(3.8416 / 13.8416))
+    assert of_share(10, 10) == (pytest.approx(1 - 3.8416 / 13.8416), 1.0)
+    assert of_share(5, 10) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
+    assert of_change(0, 0, 24) == (pytest.approx(-1.96 / 26), pytest.approx(1.96 / 26))
+    assert of_change(24, 0, 24) == (pytest.approx(24 / 26 - 1.96 * math.sqrt(25 - 24**2 / 26) / 26), 1.0)
+
+
+def test_intervals_of_shares_cover_as_often_as_they_say():
+    """Over all that may come of n questions, by its probability."""
+
+    def chance(*counts: int, of: tuple[float, ...]) -> float:
+        ways = math.factorial(sum(counts)) / math.prod(map(math.factorial, counts))
+        return ways * math.prod(share**count for share, count in zip(of, counts, strict=True))
+
+    for n, truth in ((20, 0.05), (40, 0.5), (60, 0.97)):
+        hits = [k for k in range(n + 1) if of_share(k, n)[0] <= truth <= of_share(k, n)[1]]
+        assert 0.92 < sum(chance(k, n - k, of=(truth, 1 - truth)) for k in hits) < 0.99, (n, truth)
+    for n, won, lost in ((20, 0.1, 0.1), (30, 0.3, 0.1), (40, 0.05, 0.02)):
+        covered = 0.0
+        for one, other in itertools.product(range(n + 1), repeat=2):
+            if one + other <= n:
+                low, high = of_change(one, other, n)
+                inside = low <= won - lost <= high
+                covered += inside * chance(one, other, n - one - other, of=(won, lost, 1 - won - lost))
+        assert 0.94 < covered < 0.995, (n, won, lost, covered)
 
 
 def test_the_interval_of_a_ratio_covers_as_often_as_it_says():
