@@ -131,6 +131,17 @@ def test_curve(evaluate, heads, uneven_rows, tmp_path):
     assert "ratio to base" in text and "accuracy by sum" in text
 
 
+def test_another_base_under_the_same_name_is_noticed(evaluate, uneven_rows, tmp_path):
+    base = tmp_path / "base"
+    tiny.save(base)
+    run = finished(tmp_path, base, uneven_rows, "dpo")
+    measure = (run, "--data", uneven_rows, "--rows", "4", "--measure", "drift")
+    assert evaluate(*measure)["measures"]
+    tiny.save(base, seed=5)
+    with pytest.raises(UserError, match=r"holds other weights than those that .* began with"):
+        evaluate(*measure)
+
+
 def test_json_of_several_runs_is_one_document(evaluate, heads, uneven_rows, tmp_path):
     shutil.copytree(heads, tmp_path / "again")
     found = evaluate(heads, tmp_path / "again", "--data", uneven_rows, "--rows", "4", "--measure", "drift")
