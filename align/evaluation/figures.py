@@ -71,12 +71,15 @@ def table(metrics: Mapping[str, Mapping[str, dict]]) -> str:
         for name, found in others.items():
             value, change = _text(found, "value", "interval"), _text(found, "change", "change_interval", "+")
             p = f"{found['p']:.2g}" if "p" in found else ""
-            lines.append(f"  {title:<44}{base:<28}{printable(name):<15}{value:<28}{change:<29}{p}".rstrip())
+            cells = zip((title, base, printable(name), value, change, p), _WIDTHS, strict=True)
+            lines.append("  " + "".join(f"{cell + ' ':<{width}}" for cell, width in cells).rstrip())
             title = base = ""
     return "\n".join(lines)
 
 
-HEADER = f"  {'95 % intervals':<44}{'base':<28}{'model':<15}{'value':<28}{'change against the base':<29}p"
+_WIDTHS = (44, 28, 15, 28, 29, 1)
+_TITLES = ("95 % intervals", "base", "model", "value", "change against the base", "p")
+HEADER = "  " + "".join(f"{title:<{width}}" for title, width in zip(_TITLES, _WIDTHS, strict=True))
 
 
 def _measured(statistic: Statistic, groups: Groups) -> tuple[float, np.ndarray]:

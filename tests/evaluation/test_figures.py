@@ -85,4 +85,6 @@ def test_the_table_escapes_what_comes_from_data():
     heads = figures.means({"base": np.zeros(2), "positive": np.ones(2), "negative": np.ones(2)})
     first, second = figures.table({"a": heads, "b": {}}).splitlines()[:2]
     assert first.split()[:2] == ["a", "0.000"] and "positive" in first and second.split()[0] == "negative"
+    wide = {"base": {"value": -12.345, "interval": [-15.123, -10.123]}, "policy": {"value": 1.0, "interval": [0, 1]}}
+    assert "(-15.123 to -10.123) policy" in figures.table({"log-odds": wide}), "columns do not touch"
     assert "undefined" in figures.table({"a": {"base": {"value": None, "interval": [None, None]}}})
