@@ -73,8 +73,9 @@ def mcnemar(won: int, lost: int) -> float:
 
     McNemar, 1947, by the binomial distribution: under the null a question that they disagree on is a fair coin's.
     """
-    count = won + lost
-    tail = sum(math.comb(count, k) for k in range(min(won, lost) + 1))
+    count, ways, tail = won + lost, 1, 0  # ways: count over k
+    for k in range(min(won, lost) + 1):
+        tail, ways = tail + ways, ways * (count - k) // (k + 1)
     return min(1.0, 2 * tail / 2**count)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -24,6 +25,14 @@ def test_mcnemar_known_values():
     assert mcnemar(10, 2) == pytest.approx(0.03857421875)  # R: binom.test(10, 12)
     assert mcnemar(2, 10) == mcnemar(10, 2)
     assert mcnemar(700, 500) < 1e-7 and math.isfinite(mcnemar(3000, 100))
+
+
+def test_mcnemar_of_many_questions():
+    """Near the normal distribution's, and at once: of 41,000 flips each of the binomials has 12,000 digits."""
+    began = time.process_time()
+    normal = math.erfc((21_000 - 20_000 - 1) / math.sqrt(41_000) / math.sqrt(2))
+    assert mcnemar(20_000, 21_000) == pytest.approx(normal, rel=1e-2)
+    assert time.process_time() - began < 5
 
 
 def test_bootstrap_is_the_normal_interval_of_many_questions():
