@@ -51,6 +51,13 @@ def shares(truths: Mapping[str, np.ndarray]) -> dict[str, dict]:
     return {name: share(own, None if name == BASE else base) for name, own in truths.items()}
 
 
+def portions(values: Mapping[str, np.ndarray]) -> dict[str, dict]:
+    """{model: figure} of the mean of a portion (N,), 0 to 1, of each row: a share of rows, where all are 0 or 1."""
+    if all(np.isin(own, (0, 1)).all() for own in values.values()):
+        return shares({name: own == 1 for name, own in values.items()})
+    return means(values)
+
+
 def share(own: np.ndarray, base: np.ndarray | None) -> dict:
     """The figure of a share of rows (N,) bool, and of how it differs from the base's, if that is given."""
     count, total = int(own.sum()), len(own)

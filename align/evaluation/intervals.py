@@ -16,20 +16,11 @@ _REDRAWN = 2_000  # resamples of statistics that are no plain means
 _Z = 1.96  # the normal distribution's, for 95 %
 
 
-def bootstrap(values: np.ndarray, *, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """(low, high) of the mean of `values` (N,), by the percentiles of the means of resamples of the N.
-
-    Efron and Tibshirani, 1993. Questions are taken to be independent; nothing is said of other training seeds.
-    """
-    draw, count = np.random.default_rng(seed), len(values)
-    means = [values[draw.integers(count, size=(100, count))].mean(-1) for _ in range(RESAMPLES // 100)]
-    tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return float(low), float(high)
-
-
 def bootstrap_runs(values: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
-    """(low, high), 95 %, of the mean of `values` (runs, N), resampling runs and the N that all of them share."""
+    """(low, high), 95 %, of the mean of `values` (runs, N), resampling runs and the N that all of them share.
+
+    Efron and Tibshirani, 1993.
+    """
     draw, (runs, count) = np.random.default_rng(seed), values.shape
     of_runs = values[draw.integers(runs, size=(RESAMPLES, runs))].mean(1)  # (resamples, N)
     means = np.take_along_axis(of_runs, draw.integers(count, size=(RESAMPLES, count)), 1).mean(1)

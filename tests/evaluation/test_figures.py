@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from align.evaluation import figures
-from align.evaluation.intervals import bootstrap, mcnemar
+from align.evaluation.intervals import mcnemar
 
 
 def test_a_mean_and_its_change_to_the_base():
@@ -14,7 +14,8 @@ def test_a_mean_and_its_change_to_the_base():
     base = draw.normal(2.0, 1.0, 80)
     found = figures.means({"base": base, "policy": base + 0.5})
     assert found["base"] == {"value": pytest.approx(base.mean()), "interval": found["base"]["interval"]}
-    np.testing.assert_allclose(found["base"]["interval"], bootstrap(base), atol=0.03)
+    half = 1.96 * base.std() / np.sqrt(80)
+    np.testing.assert_allclose(found["base"]["interval"], [base.mean() - half, base.mean() + half], atol=0.03)
     assert found["policy"]["change"] == pytest.approx(0.5)
     np.testing.assert_allclose(found["policy"]["change_interval"], [0.5, 0.5], atol=1e-9)  # the same rows for both
 
@@ -36,6 +37,13 @@ def test_shares_count_what_only_one_has():
     found = figures.shares({"base": base, "policy": policy})["policy"]
     assert (found["won"], found["lost"], found["p"]) == (1, 2, mcnemar(1, 2))
     assert found["value"] == 0.5 and found["change"] == -0.25
+
+
+def test_portions_are_shares_of_rows_where_they_are_all_or_nothing():
+    whole = figures.portions({"base": np.array([0.0, 1.0, 1.0]), "policy": np.array([0.0, 0.0, 1.0])})
+    assert (whole["policy"]["won"], whole["policy"]["lost"]) == (0, 1)
+    parts = figures.portions({"base": np.array([0.0, 1.0, 1.0]), "policy": np.array([0.5, 0.0, 1.0])})
+    assert "p" not in parts["policy"] and parts["policy"]["change"] == pytest.approx(-0.5 / 3)
 
 
 def test_what_has_not_happened_may_happen():

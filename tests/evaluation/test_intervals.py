@@ -9,7 +9,15 @@ import time
 import numpy as np
 import pytest
 
-from align.evaluation.intervals import bootstrap, mcnemar, of_change, of_ratio, of_share
+from align.evaluation.intervals import (
+    bootstrap_runs,
+    mcnemar,
+    of_change,
+    of_ratio,
+    of_share,
+    percentiles,
+    resampled,
+)
 
 
 def test_mcnemar_by_counting_all_coins():
@@ -36,24 +44,20 @@ def test_mcnemar_of_many_questions():
 
 
 def test_bootstrap_is_the_normal_interval_of_many_questions():
-    values = np.array([1.0] * 300 + [0.0] * 200)
-    low, high = bootstrap(values)
+    values = np.array([[1.0] * 300 + [0.0] * 200])
     half = 1.96 * math.sqrt(0.6 * 0.4 / 500)
-    assert (low, high) == (pytest.approx(0.6 - half, abs=0.006), pytest.approx(0.6 + half, abs=0.006))
-    varied = np.random.default_rng(0).normal(size=50)
-    assert bootstrap(varied) == bootstrap(varied) != bootstrap(varied, seed=1), "deterministic under a seed"
+    expected = (pytest.approx(0.6 - half, abs=0.006), pytest.approx(0.6 + half, abs=0.006))
+    assert bootstrap_runs(values) == expected and percentiles(resampled(values.T)[:, 0]) == expected
+    varied = np.random.default_rng(0).normal(size=(1, 50))
+    assert bootstrap_runs(varied) == bootstrap_runs(varied) != bootstrap_runs(varied, seed=1), "the same under a seed"
 
 
 def test_bootstrap_covers_as_often_as_it_says():
     draw, covered = np.random.default_rng(0), 0
     for trial in range(60):
-        low, high = bootstrap((draw.random(80) < 0.7).astype(float), seed=trial)
+        low, high = percentiles(resampled((draw.random((80, 1)) < 0.7).astype(float), seed=trial)[:, 0])
         covered += low <= 0.7 <= high
     assert 50 <= covered <= 60  # 57 expected of 60
-
-
-def test_what_never_varies_has_no_width():
-    assert bootstrap(np.ones(7)) == (1.0, 1.0)
 
 
 def test_shares_of_none_and_all_are_no_certainty():
