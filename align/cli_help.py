@@ -66,7 +66,7 @@ EXAMPLES = {
 }
 _NAMES_FILES = (
     "recipe", "recipes", "what", "file", "folder", "run_folder", "runs", "data", "tune", "fix", "html", "plot", "score",
-    "model", "out", "source",
+    "model", "out", "source", "eval", "flips", "fisher", "lm_eval_path", "zero",
 )  # fmt: skip
 
 
@@ -96,6 +96,6 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
 
     for _, command in commands_of(parser):
         for action in command._actions:
-            if action.dest in _NAMES_FILES:
+            if action.dest in _NAMES_FILES and action.nargs != 0:  # --flips of doctor takes no name
                 action.complete = shtab.FILE
     return shtab.complete(parser, shell=shell)

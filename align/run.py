@@ -27,6 +27,8 @@ FIXED_FOR_A_RUN += [("train", "seed"), ("train", "prompts_per_step"), ("train", 
 FIXED_FOR_A_RUN += [("guard", key) for key in ("prompts", "sources", "anchors")]  # what its start was measured on
 
 
+_SECTIONS = ("model", "data", "objective", "train", "eval")  # of every resolved recipe
+
 HEADS_FILE = "likelihood_ratio.json"  # beside saved adapters: which they are, and their base
 
 
@@ -66,6 +68,19 @@ class RunFolder:
     def weights(self) -> Path:
         """Where the finished weights lie: final/, or the folder itself, which `align merge` has written."""
         return self.final if self.final.is_dir() else self.path
+
+    def resolved(self) -> dict:
+        """The recipe that the run wrote, every value resolved. Raises UserError if it is damaged, or a user's own."""
+        try:
+            found = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(str(self.recipe), f"is damaged: {shorten(error)}") from None
+        sections = found if isinstance(found, dict) else {}
+        lacking = next((name for name in _SECTIONS if not isinstance(sections.get(name), dict)), None)
+        if lacking is not None:
+            what = f"is no recipe as a run writes it: it has no section {lacking}"
+            raise UserError(str(self.recipe), what, "name the folder that a run wrote (output)")
+        return found
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step}"
@@ -173,24 +188,37 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a whole file or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a whole file or nothing. Raises UserError where that cannot be."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)  # what a failed write left (a full disk)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # what a failed write left (a full disk)
+        yield
+    except OSError as error:
+        what, fix = f"cannot be written: {shorten(error)}", "make room there, or name another place"
+        raise UserError(shorten(str(path), 160), what, fix) from error
 
 
 def read_json(path: Path) -> dict:
-    """The contents of a JSON file; {} if there is none. Raises UserError if it is damaged."""
+    """The object in a JSON file; {} if there is no file. Raises UserError if it is damaged."""
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(str(path), f"is damaged: {shorten(error)}") from None
+    if not isinstance(found, dict):
+        raise UserError(str(path), "is damaged: it holds no object")
+    return found
 
 
 def write_json(path: Path, value: object) -> None:
@@ -199,10 +227,14 @@ def write_json(path: Path, value: object) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its name (and place) only when the block ends well."""
+    """A temporary folder beside `path` that takes its name (and place) only when the block ends well.
+
+    Raises UserError where there can be no such folder.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    with _writing(path):
+        temporary.mkdir(parents=True)
     try:
         yield temporary
         if path.exists():

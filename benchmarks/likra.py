@@ -143,7 +143,8 @@ def table(results: dict) -> str:
             found = [seed[name][how] for seed in results["seeds"]]
             low, high = found[0]["interval"]
             each = " ".join(f"{one['accuracy']:.3f}" for one in found)
-            cells += f"{each} ({low:.3f} to {high:.3f}, p {found[0]['p']:.2g})".ljust(52)
+            p = f", p {found[0]['p']:.2g}" if "p" in found[0] else ""
+            cells += f"{each} ({low:.3f} to {high:.3f}{p})".ljust(52)
         lines.append(f"{name:<44}{cells}".rstrip())
     return "\n".join(lines)
 

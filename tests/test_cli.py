@@ -53,8 +53,16 @@ def test_bash_completes_commands_and_options(tmp_path):
     asked += "_shtab_align; printf '%s\\n' \"${{COMPREPLY[@]}}\""
 
     def completed(words: str) -> list[str]:
-        done = subprocess.run(["bash", "-c", asked.format(words)], capture_output=True, text=True)
+        done = subprocess.run(["bash", "-c", asked.format(words)], capture_output=True, text=True, cwd=tmp_path)
         return done.stdout.split()
 
     assert completed("doc") == ["doctor"]
     assert "--flips" in completed("doctor --f") and "--rows" not in completed("doctor --f")
+    for option in (
+        "doctor --eval",
+        "evaluate run --lm-eval-path",
+        "merge run --flips",
+        "merge run --fisher",
+        "plan --zero",
+    ):
+        assert completed(f"{option} al") == ["align.sh"], option

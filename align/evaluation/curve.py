@@ -20,6 +20,7 @@ from align.evaluation.subject import BASE
 from align.run import RunFolder
 
 _IMAGES = (".png", ".svg")
+_MARKERS, _DASHES = "os^Dv*P", ("-", "--", "-.", ":", (0, (5, 1, 1, 1)))  # lines differ in more than colour
 
 
 def places(run: str | Path) -> Iterator[tuple[int, Path]]:
@@ -32,20 +33,28 @@ def places(run: str | Path) -> Iterator[tuple[int, Path]]:
         yield prompts, folder.snapshot(prompts)
 
 
-def measure(runs: Sequence[str], examples: Sequence[Example], seed: int = 0) -> dict[str, dict[int, dict]]:
-    """{run: {prompts: as `multiple_choice.measure`}}; at 0 prompts is the base, which each run's model scores once."""
-    curves = {}
+def measure(runs: Sequence[str], examples: Sequence[Example], ledger: Ledger) -> dict[str, dict[int, dict]]:
+    """{run: {prompts: as `multiple_choice.measure`}}; at 0 prompts is the base, which each run's model scores once.
+
+    Counts in the ledger the questions that a run could not score, and how many all of them could.
+    """
+    curves, used = {}, []
     for run in runs:
-        found = list(places(run))
-        base, points = None, {}
-        for prompts, folder in found:
+        base, points, own = None, {}, Ledger()
+        for prompts, folder in places(run):
             models = subject.load(run, folder)
-            scored = multiple_choice.score(models if base is None else models.without(BASE), examples, Ledger())
-            base = base if base is not None else scored.logps[BASE]
+            if base is None:
+                scored = multiple_choice.score(models, examples, own)
+                base = scored.logps[BASE]
+            else:
+                scored = multiple_choice.score(models.without(BASE), examples, Ledger())
             whole = Options({**scored.logps, BASE: base}, scored.lengths, scored.is_right, scored.places)
-            points.setdefault(0, multiple_choice.measure(whole, {BASE: models.scores[BASE]}, seed))
-            points[prompts] = multiple_choice.measure(whole, models.scores, seed)
+            points.setdefault(0, multiple_choice.measure(whole, {BASE: models.scores[BASE]}))
+            points[prompts] = multiple_choice.measure(whole, models.scores)
         curves[run] = points
+        used.append(own.used)
+        ledger.merge(own, f"{run}: ")
+    ledger.used = min(used)
     return curves
 
 
@@ -81,18 +90,21 @@ def plot(curves: dict[str, dict[int, dict]], path: str, how: str = SUM) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    drawn = 0
     for run, points in curves.items():
         counts = [prompts for prompts in points if prompts]
         names = list(dict.fromkeys(name for found in points.values() for name in found if name != BASE))
         for name in names:
             values = [points[prompts][name][how] for prompts in counts]
             label = name if len(curves) == 1 else f"{Path(run).name}: {name}"
-            (line,) = axes.plot(counts, [one["accuracy"] for one in values], marker="o", label=label)
+            style = {"marker": _MARKERS[drawn % len(_MARKERS)], "linestyle": _DASHES[drawn % len(_DASHES)]}
+            (line,) = axes.plot(counts, [one["accuracy"] for one in values], label=label, **style)
+            drawn += 1
             low, high = zip(*(one["interval"] for one in values), strict=True)
             axes.fill_between(counts, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
-        axes.axhline(points[0][BASE][how]["accuracy"], color="black", linestyle="--", linewidth=1)
+        axes.axhline(points[0][BASE][how]["accuracy"], color="black", linestyle=(0, (1, 3)), linewidth=1)
     axes.set_xscale("log", base=2)
-    axes.set_xlabel("prompts learned from (dashed: the base)")
+    axes.set_xlabel("prompts learned from (thin dots: the base)")
     axes.set_ylabel(f"accuracy, by {how}")
     axes.legend(fontsize="small")
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,8 @@
 
 A figure is {"value", "interval"} and, of all models but the base, {"change", "change_interval"}; of shares also {"won",
 "lost", "p"}: the rows that only this model, or only the base, has, and McNemar's exact test of them. What is undefined
-(a precision where nothing was said) is None. Intervals are 95 % bootstrap intervals over rows.
+(a precision where nothing was said) is None. Intervals are of 95 %: bootstrapped over rows, but for shares, which may
+be 0 or 1 (`align.evaluation.intervals`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from align.errors import printable, shorten
-from align.evaluation.intervals import mcnemar, percentiles, resampled
+from align.evaluation.intervals import mcnemar, of_change, of_share, percentiles, resampled
 from align.evaluation.subject import BASE
 
 Groups = Sequence[np.ndarray]  # of each group of rows (N, C) columns; groups are resampled apart
@@ -46,11 +47,25 @@ def ratios(tops: Mapping[str, np.ndarray], bottom: np.ndarray) -> dict[str, dict
 
 def shares(truths: Mapping[str, np.ndarray]) -> dict[str, dict]:
     """{model: figure} of the share of rows for which something (N,) bool is true."""
-    found, base = means({name: own.astype(float) for name, own in truths.items()}), truths.get(BASE)
-    for name, own in truths.items():
-        if base is not None and name != BASE:
-            won, lost = int((own & ~base).sum()), int((~own & base).sum())
-            found[name] |= {"won": won, "lost": lost, "p": mcnemar(won, lost)}
+    base = truths.get(BASE)
+    return {name: share(own, None if name == BASE else base) for name, own in truths.items()}
+
+
+def portions(values: Mapping[str, np.ndarray]) -> dict[str, dict]:
+    """{model: figure} of the mean of a portion (N,), 0 to 1, of each row: a share of rows, where all are 0 or 1."""
+    if all(np.isin(own, (0, 1)).all() for own in values.values()):
+        return shares({name: own == 1 for name, own in values.items()})
+    return means(values)
+
+
+def share(own: np.ndarray, base: np.ndarray | None) -> dict:
+    """The figure of a share of rows (N,) bool, and of how it differs from the base's, if that is given."""
+    count, total = int(own.sum()), len(own)
+    found = {"value": count / total, "interval": list(of_share(count, total))}
+    if base is not None:
+        won, lost = int((own & ~base).sum()), int((~own & base).sum())
+        found |= {"change": (won - lost) / total, "change_interval": list(of_change(won, lost, total))}
+        found |= {"won": won, "lost": lost, "p": mcnemar(won, lost)}
     return found
 
 
@@ -63,12 +78,15 @@ def table(metrics: Mapping[str, Mapping[str, dict]]) -> str:
         for name, found in others.items():
             value, change = _text(found, "value", "interval"), _text(found, "change", "change_interval", "+")
             p = f"{found['p']:.2g}" if "p" in found else ""
-            lines.append(f"  {title:<44}{base:<28}{printable(name):<15}{value:<28}{change:<29}{p}".rstrip())
+            cells = zip((title, base, printable(name), value, change, p), _WIDTHS, strict=True)
+            lines.append("  " + "".join(f"{cell + ' ':<{width}}" for cell, width in cells).rstrip())
             title = base = ""
     return "\n".join(lines)
 
 
-HEADER = f"  {'95 % intervals':<44}{'base':<28}{'model':<15}{'value':<28}{'change against the base':<29}p"
+_WIDTHS = (44, 28, 15, 28, 29, 1)
+_TITLES = ("95 % intervals", "base", "model", "value", "change against the base", "p")
+HEADER = "  " + "".join(f"{title:<{width}}" for title, width in zip(_TITLES, _WIDTHS, strict=True))
 
 
 def _measured(statistic: Statistic, groups: Groups) -> tuple[float, np.ndarray]:

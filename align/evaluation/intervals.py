@@ -1,4 +1,8 @@
-"""How sure a measurement is: bootstrap intervals, and McNemar's exact test of two answers to the same questions."""
+"""How sure a measurement is: intervals, and McNemar's exact test of two answers to the same questions.
+
+A bootstrap of a share of 0 or 1, or of answers of which none has flipped, has no width, whatever their number; so
+shares and their changes have intervals of their own.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +13,14 @@ import numpy as np
 
 RESAMPLES = 10_000
 _REDRAWN = 2_000  # resamples of statistics that are no plain means
-
-
-def bootstrap(values: np.ndarray, *, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """(low, high) of the mean of `values` (N,), by the percentiles of the means of resamples of the N.
-
-    Efron and Tibshirani, 1993. Questions are taken to be independent; nothing is said of other training seeds.
-    """
-    draw, count = np.random.default_rng(seed), len(values)
-    means = [values[draw.integers(count, size=(100, count))].mean(-1) for _ in range(RESAMPLES // 100)]
-    tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return float(low), float(high)
+_Z = 1.96  # the normal distribution's, for 95 %
 
 
 def bootstrap_runs(values: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
-    """(low, high), 95 %, of the mean of `values` (runs, N), resampling runs and the N that all of them share."""
+    """(low, high), 95 %, of the mean of `values` (runs, N), resampling runs and the N that all of them share.
+
+    Efron and Tibshirani, 1993.
+    """
     draw, (runs, count) = np.random.default_rng(seed), values.shape
     of_runs = values[draw.integers(runs, size=(RESAMPLES, runs))].mean(1)  # (resamples, N)
     means = np.take_along_axis(of_runs, draw.integers(count, size=(RESAMPLES, count)), 1).mean(1)
@@ -41,7 +37,26 @@ def of_ratio(tops: np.ndarray, bottoms: np.ndarray) -> tuple[float, float] | Non
     if count < 2:
         return None
     error = math.sqrt(((tops - ratio * bottoms) ** 2).sum() * count / (count - 1)) / bottoms.sum()
-    return float(ratio - 1.96 * error), float(ratio + 1.96 * error)
+    return float(ratio - _Z * error), float(ratio + _Z * error)
+
+
+def of_share(count: int, total: int) -> tuple[float, float]:
+    """(low, high), 95 %, of a share of which `count` of `total` questions were seen: Wilson's score interval (1927)."""
+    center = (count + _Z**2 / 2) / (total + _Z**2)
+    half = _Z * math.sqrt(count * (total - count) / total + _Z**2 / 4) / (total + _Z**2)
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def of_change(won: int, lost: int, total: int) -> tuple[float, float]:
+    """(low, high), 95 %, of the change (won - lost) / total of a share, both measured on the same questions.
+
+    Agresti and Min, 2005, https://doi.org/10.1002/sim.1781: Wald's interval with half a question more of each of the
+    four kinds (won, lost, right or wrong both times).
+    """
+    won, lost, total = won + 0.5, lost + 0.5, total + 2
+    change = (won - lost) / total
+    half = _Z * math.sqrt(won + lost - total * change**2) / total
+    return max(-1.0, change - half), min(1.0, change + half)
 
 
 def mcnemar(won: int, lost: int) -> float:
@@ -49,8 +64,9 @@ def mcnemar(won: int, lost: int) -> float:
 
     McNemar, 1947, by the binomial distribution: under the null a question that they disagree on is a fair coin's.
     """
-    count = won + lost
-    tail = sum(math.comb(count, k) for k in range(min(won, lost) + 1))
+    count, ways, tail = won + lost, 1, 0  # ways: count over k
+    for k in range(min(won, lost) + 1):
+        tail, ways = tail + ways, ways * (count - k) // (k + 1)
     return min(1.0, 2 * tail / 2**count)
 
 

@@ -34,6 +34,8 @@ MEASURES = {
     "over_refusal": over_refusal.evaluate,
     "repetition": repetition.evaluate,
 }
+SCORED = {"preference_accuracy", "multiple_choice", "flips", "negative_bias"}  # what `--tune` adds a score to
+WRITTEN = {"pass_at_k", "over_refusal", "repetition"}  # for which answers are written
 
 
 def check(names: list[str]) -> None:

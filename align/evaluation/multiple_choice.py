@@ -13,8 +13,8 @@ import numpy as np
 
 from align.data.examples import Example
 from align.data.ledger import Ledger
+from align.evaluation import figures
 from align.evaluation import rows as evaluation_rows
-from align.evaluation.intervals import bootstrap, mcnemar
 from align.evaluation.probe import PER_TOKEN, SPELT, SUM, Options, Probe
 from align.evaluation.rows import Rows
 from align.evaluation.subject import BASE, Subject
@@ -24,18 +24,20 @@ def evaluate(probe: Probe, rows: Rows) -> dict:
     """The accuracy of each score on the questions among the rows. Raises UserError if there are none."""
     options = probe.options(select(rows.examples, rows.ledger), rows.ledger, rows.where)
     found = measure(options, probe.subject.scores)
-    metrics = {f"accuracy {SPELT[how]}": {name: _figure(name, own[how]) for name, own in found.items()}
+    metrics = {f"accuracy {SPELT[how]}": {name: _figure(own[how]) for name, own in found.items()}
                for how in (SUM, PER_TOKEN)}  # fmt: skip
     weights = {name: own["weights"] for name, own in found.items()}
     return {"chance": options.chance, "weights": weights, "metrics": metrics}
 
 
-def questions(path: str, ledger: Ledger, where: str = "--data") -> list[Example]:
-    """The rows of a source, named by the option `where`, that are questions; what is not is counted.
+def questions(path: str, ledger: Ledger, where: str = "--data", most: int | None = None) -> list[Example]:
+    """Those of the rows (the first `most`) of a source, named by the option `where`, that are questions.
+
+    What is not is counted.
 
     Raises UserError if the source cannot be read.
     """
-    return select(evaluation_rows.read(path, ledger, where), ledger)
+    return select(evaluation_rows.read(path, ledger, where, most), ledger)
 
 
 def select(examples: Sequence[Example], ledger: Ledger) -> list[Example]:
@@ -57,24 +59,17 @@ def score(subject: Subject, examples: Sequence[Example], ledger: Ledger, where: 
     return Probe(subject).options(examples, ledger, where)
 
 
-def measure(options: Options, scores: dict[str, dict[str, float]], seed: int = 0) -> dict:
-    """{score: {sum | per token: accuracy, interval, won, lost and p against the base}}; `won`: the base was wrong."""
-    result = {}
-    for name, weights in scores.items():
-        result[name] = {"weights": weights}
-        for how in (SUM, PER_TOKEN):
-            correct, base = options.correct(weights, how), options.correct({BASE: 1.0}, how)
-            won, lost = int((correct & ~base).sum()), int((~correct & base).sum())
-            change = correct.astype(float) - base
-            result[name][how] = {
-                "accuracy": float(correct.mean()),
-                "interval": bootstrap(correct.astype(float), seed=seed),
-                "won": won,
-                "lost": lost,
-                "change": float(change.mean()),
-                "change_interval": bootstrap(change, seed=seed),
-                "p": mcnemar(won, lost),
-            }
+def measure(options: Options, scores: dict[str, dict[str, float]]) -> dict:
+    """{score: {"weights", sum | per token: {"accuracy", "interval"}}}, and of all scores but the base's what differs.
+
+    The latter as in `align.evaluation.figures`: change, change_interval, won (the base was wrong), lost, p.
+    """
+    result: dict[str, dict] = {name: {"weights": weights} for name, weights in scores.items()}
+    for how in (SUM, PER_TOKEN):
+        base = options.correct({BASE: 1.0}, how)
+        for name, weights in scores.items():
+            found = figures.share(options.correct(weights, how), None if name == BASE else base)
+            result[name][how] = {"accuracy": found.pop("value"), **found}
     return result
 
 
@@ -85,8 +80,6 @@ def best_weight(options: Options, scores: dict[str, dict[str, float]], how: str,
     return grid[int(np.argmax([options.correct(one, how).mean() for one in weights]))]
 
 
-def _figure(name: str, found: dict) -> dict:
-    """What `align.evaluation.figures` calls a figure, of a score by one way of summing."""
-    figure = {"value": found["accuracy"], "interval": found["interval"]}
-    return figure if name == BASE else figure | {key: value for key, value in found.items() if key not in
-                                                 ("accuracy", "interval")}  # fmt: skip
+def _figure(found: dict) -> dict:
+    """What `align.evaluation.figures` calls a figure."""
+    return {"value" if key == "accuracy" else key: value for key, value in found.items()}

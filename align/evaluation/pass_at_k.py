@@ -76,7 +76,7 @@ def evaluate(probe: Probe, rows: Rows) -> dict:
     metrics = {}
     for k in sorted({*doubled, settings.samples}):
         values = {name: [pass_at_k(settings.samples, right, k) for right in own] for name, own in counts.items()}
-        metrics[f"pass@{k}"] = figures.means({name: np.array(own) for name, own in values.items()})
+        metrics[f"pass@{k}"] = figures.portions({name: np.array(own) for name, own in values.items()})
     return {"samples": settings.samples, "verifier": settings.verifier.name, "undecided": undecided, "metrics": metrics}
 
 

@@ -44,7 +44,4 @@ def rewarded(weights: dict[str, float]) -> dict[str, float]:
 
 
 def _figures(options: Options, scores: dict[str, dict[str, float]], how: str) -> dict[str, dict]:
-    shares = {name: in_order(options, weights, how) for name, weights in scores.items()}
-    if all(len(right) == 2 for right in options.is_right):  # one pair a row: in order, or not
-        return figures.shares({name: own == 1 for name, own in shares.items()})
-    return figures.means(shares)
+    return figures.portions({name: in_order(options, weights, how) for name, weights in scores.items()})

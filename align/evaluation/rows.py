@@ -9,8 +9,6 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import yaml
-
 from align.data import sources
 from align.data.examples import Example, RowError
 from align.data.ledger import Ledger
@@ -48,8 +46,7 @@ def held_out(run: str, most: int | None = None) -> list[Rows]:
 
     The first `most` rows of each. Raises UserError if one can no longer be read.
     """
-    file = RunFolder(run).recipe
-    recipe, found = yaml.safe_load(file.read_text(encoding="utf-8")), []
+    file, recipe, found = RunFolder(run).recipe, RunFolder(run).resolved(), []
     named = [(one["path"], one["split"]) for one in recipe["eval"]["sources"]]
     named += [(BENIGN, sources.HELD_OUT)] if (BENIGN, sources.HELD_OUT) not in named else []
     for path, split in named:

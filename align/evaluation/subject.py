@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 
 from align import likelihood_ratio, models, precision
 from align.data.layout import PACKED, PADDED
 from align.errors import UserError, shorten
 from align.objectives import POSITIVE
 from align.recipe import Adapter, Model
-from align.run import HEADS_FILE, RunFolder, find_heads
+from align.run import HEADS_FILE, RunFolder, find_heads, read_json
 from align.scoring.answers import Head, layout_for
+from align.scoring.head import causal_lm
 from align.scoring.routing import Routing
 
 BASE, POLICY, RATIO = "base", "policy", "ratio"
@@ -53,19 +53,29 @@ def load(run: str | Path, weights: Path | None = None, *, is_whole: bool = False
     """A finished run, or `weights` of it (a snapshot) in place of its final ones; also what `align merge` wrote of one.
 
     `is_whole`: a LoRA policy becomes a model of its own, float32, with the adapter added to its weights. Raises
-    UserError if there are no weights.
+    UserError if there are no weights, or the base is no longer that of the run.
     """
-    folder = RunFolder(run)
+    check(run, weights)
+    folder, is_final = RunFolder(run), weights is None
     weights = weights or folder.weights
-    if not folder.recipe.is_file() or not any((weights / name).is_file() for name in _WEIGHTS):
-        what = "is no finished run: it has no recipe.yaml and final/"
-        raise UserError(shorten(str(run), 160), what, "name the folder that a run wrote (output)")
-    recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+    recipe = folder.resolved()
     model, in_bf16 = _model(recipe["model"]), precision.choose(recipe["train"]["precision"]).name == precision.BF16
     shared = {"name": str(weights), "max_length": recipe["data"]["max_length"], "in_bf16": in_bf16}
     if find_heads(weights):
-        return _heads(weights, model, recipe["train"]["precision"], shared)
-    return _policy(weights, model, shared, is_whole)
+        found = _heads(weights, model, recipe["train"]["precision"], shared)
+    else:
+        found = _policy(weights, model, shared, is_whole)
+    if is_final:  # snapshots of a run are many
+        _check_base(folder, model, found)
+    return found
+
+
+def check(run: str | Path, weights: Path | None = None) -> None:
+    """Raises UserError if there is no finished run, or no such `weights` of it."""
+    folder = RunFolder(run)
+    if not folder.recipe.is_file() or not any(((weights or folder.weights) / name).is_file() for name in _WEIGHTS):
+        what = "is no finished run: it has no recipe.yaml and final/"
+        raise UserError(shorten(str(run), 160), what, "name the folder that a run wrote (output)")
 
 
 def weights_hash(run: str | Path) -> str:
@@ -81,6 +91,20 @@ def weights_hash(run: str | Path) -> str:
 def _model(given: dict) -> Model:
     adapter = given.pop("adapter")
     return Model(**given, adapter=adapter and Adapter(**adapter))
+
+
+def _check_base(folder: RunFolder, model: Model, found: Subject) -> None:
+    """Raises UserError if the base is no longer what the run began with.
+
+    Weights that are held in another type here than in the run (`train.precision: auto`) cannot be compared.
+    """
+    environment, base = read_json(folder.environment), causal_lm(found.heads[BASE].model)
+    was_in_bf16 = environment.get("precision") == precision.BF16 and model.adapter is not None
+    is_in_bf16 = base.get_input_embeddings().weight.dtype == torch.bfloat16
+    known = environment.get("start_weights_sha256")
+    if known and was_in_bf16 == is_in_bf16 and models.weights_hash(base) != known:
+        what = f"holds other weights than those that {shorten(str(folder.path), 160)} began with"
+        raise UserError(shorten(model.path, 160), what, "put them back, or say in its recipe.yaml where they are now")
 
 
 def _heads(weights: Path, model: Model, arithmetic: str, shared: dict) -> Subject:

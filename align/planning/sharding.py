@@ -64,6 +64,7 @@ def read(text: str) -> tuple[Zero, int | None]:
     file = Path(text)
     config = _load(file)
     devices = config.get("num_processes")
+    devices = None if devices is None else _whole(text, "num_processes", devices)
     kind = str(config.get("distributed_type", "DEEPSPEED")).upper()
     if kind in ("MULTI_GPU", "MULTI_CPU", "NO"):
         return Zero(), devices
@@ -73,7 +74,7 @@ def read(text: str) -> tuple[Zero, int | None]:
     if "deepspeed_config_file" in own:
         config = _load(Path(own["deepspeed_config_file"]))
     elif "zero_stage" in own:
-        stage = int(own["zero_stage"])
+        stage = _whole(text, "zero_stage", own["zero_stage"])
         devices_on = {name: own.get(f"{name}_device") == "cpu" for name in ("offload_optimizer", "offload_param")}
         return _sound(Zero(stage, overlap_comm=stage == 3, **devices_on)), devices
     return _of_deepspeed(text, config), devices
@@ -91,14 +92,24 @@ def _load(file: Path) -> dict:
     return config
 
 
+def _whole(where: str, key: str, value: object) -> int:
+    """A whole number of a file, also one that is written as text or as 5e8."""
+    try:
+        return int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(shorten(where, 160), f"{key} is {shorten(value)}, no number", "mend it") from None
+
+
 def _of_deepspeed(where: str, config: dict) -> Zero:
     given = config.get("zero_optimization") or {}
+    if not isinstance(given, dict):
+        raise UserError(shorten(where, 160), f"zero_optimization is {shorten(given)}", "give its settings")
     fields, unknown = {"overlap_comm": given.get("stage") == 3}, []
     for key, value in given.items():
         if key in ("offload_optimizer", "offload_param"):
             fields[key] = (value or {}).get("device", "none") != "none"
         elif key in _SETTINGS and value != "auto":
-            fields[_SETTINGS[key]] = value if isinstance(value, bool) else int(value)
+            fields[_SETTINGS[key]] = value if isinstance(value, bool) else _whole(where, key, value)
         elif key not in _NO_MEMORY and value != "auto":
             unknown.append(key)
     if unknown:

@@ -16,7 +16,6 @@ import random
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
-import yaml
 from torch import Tensor
 from tqdm import tqdm
 
@@ -61,7 +60,7 @@ def answers(models: Subject, run: str, source: str | None) -> tuple[list[Tokeniz
     if source:
         found, origin = list(_positives([{"path": source, "split": sources.default_split(source)}])), source
     else:
-        recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+        recipe = folder.resolved()
         named = [*recipe.get("retain", {}).get("sources", []), *recipe["data"]["sources"]]
         found, origin = list(_positives(named)), "positives of the run"
         if not found:

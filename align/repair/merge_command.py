@@ -53,6 +53,8 @@ def _check(given: argparse.Namespace) -> Path | None:
         raise UserError("command line", "names neither or both of --interpolate and --sweep", "give one of them")
     if given.sweep is not None and given.data is None:
         raise UserError("--sweep", "has nothing to measure on", "add --data SOURCE: rows with right and wrong answers")
+    if given.full and given.out is None and given.sweep is not None:
+        raise UserError("--full", "is for what is written, and a sweep writes nothing by itself", "add --out FOLDER")
     if given.sweep is None and (given.data or given.flips):
         raise UserError("--data" if given.data else "--flips", "is for a sweep", "use --sweep, or leave it out")
     for option, weights in (("--interpolate", [given.interpolate]), ("--sweep", given.sweep or [])):

@@ -2,7 +2,7 @@
 
 The gain is the policy's accuracy on questions with right and wrong answers (`align.evaluation.multiple_choice`, by the
 sum of log-probs) less the base's. A weight `a` keeps it if its own gain is not below the 95 % interval of the gain of
-the full policy (a = 1), bootstrapped over the questions that both answer. The largest interpolation that keeps the gain
+the full policy (a = 1), over the questions that both answer. The largest interpolation that keeps the gain
 is the smallest such `a`: nearest to the base. A gain whose interval reaches down to 0 is none, so nothing is chosen.
 
 Negative flips: what the base gets right and the policy at `a` wrong, of the same questions or of others that tell what
@@ -19,9 +19,8 @@ import numpy as np
 from align.data.examples import Example
 from align.data.ledger import Ledger
 from align.errors import printable
-from align.evaluation import multiple_choice
+from align.evaluation import figures, multiple_choice
 from align.evaluation.flips import flips
-from align.evaluation.intervals import bootstrap
 from align.evaluation.probe import SUM
 from align.evaluation.rows import data_hash
 from align.evaluation.subject import BASE, POLICY, Subject
@@ -67,9 +66,9 @@ def sweep(models: Subject, line: Line, weights: Sequence[float], gain: Questions
     for a in sorted({*weights, 1.0}):
         line.go_to(a)
         right = gain.right(models, POLICY)
-        change = right.astype(float) - base
-        point = {"a": a, "accuracy": float(right.mean()), "gain": float(change.mean())}
-        point["gain_interval"] = list(bootstrap(change))
+        figure = figures.share(right, base)
+        point = {"a": a, "accuracy": figure["value"], "gain": figure["change"]}
+        point["gain_interval"] = figure["change_interval"]
         points.append(point | {"flips": flips(base_kept, right if kept is gain else kept.right(models, POLICY))})
     sources = {"data": gain.as_dict(), "flips": kept.as_dict()}
     return {**sources, "base": {"accuracy": float(base.mean())}, "points": points, **choose(points)}

@@ -18,8 +18,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from align import job, models, recipe, yaml_lines
 from align.data.examples import to_row
 from align.errors import UserError, shorten
@@ -44,7 +42,7 @@ def start(what: str, output: Path) -> Model:
         return Model(path=what)
     if find_heads(folder.weights) or (folder.weights / subject.PREFIX_FILE).is_file():
         raise UserError(shorten(what, 160), "has two heads, or is asked behind a prompt of its own", "name another run")
-    given = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))["model"]
+    given = folder.resolved()["model"]
     base = Model(**{key: value for key, value in given.items() if key != "adapter"})
     target = folder.weights
     if (folder.weights / subject.ADAPTER_FILE).is_file():

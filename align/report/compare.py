@@ -161,4 +161,4 @@ def _short(label: str) -> str:
 
 
 def _cell(value: float | None, width: int, form: str) -> str:
-    return ("-" if value is None else format(value, form)).rjust(width)
+    return f" {'-' if value is None else format(value, form)}".rjust(width)  # a wide number keeps off the one before

@@ -80,10 +80,17 @@ def held_out_plots(facts: Facts) -> list[Plot]:
                 if one.get(key) is not None:
                     points.setdefault(title_, []).append((at, one[key], *one.get(f"{key}_interval", [one[key]] * 2)))
         if any(len(found) > 1 for found in points.values()):
-            styles = dict(zip(points, _styles(roles[one] for one in points), strict=True))
-            lines = [Line(one, styles[one], np.array(found, float)) for one, found in points.items()]
-            plots.append(Plot(name, NATS, lines, facts.metrics.last_step, flags(facts)))
+            for number, some in enumerate(_parts(list(points)), 1):
+                styles = zip(some, _styles(roles[one] for one in some), strict=True)
+                lines = [Line(one, style, np.array(points[one], float)) for one, style in styles]
+                named = name if len(points) <= STYLES else f"{name}, part {number}"
+                plots.append(Plot(named, NATS, lines, facts.metrics.last_step, flags(facts)))
     return plots
+
+
+def _parts(names: list[str]) -> list[list[str]]:
+    """As many in each as can be told apart."""
+    return [names[start : start + STYLES] for start in range(0, len(names), STYLES)]
 
 
 def flags(facts: Facts) -> list[Flag]:
@@ -145,6 +152,6 @@ def _styles(roles: Iterable[str]) -> Iterator[int]:
     for role in roles:
         style = ROLES.get(role, 2)
         if style in taken:
-            style = next((one for one in range(3, STYLES) if one not in taken), STYLES - 1)
+            style = next(one for one in (*range(3, STYLES), *range(3)) if one not in taken)
         taken.add(style)
         yield style

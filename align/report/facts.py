@@ -6,8 +6,6 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from align.errors import UserError, shorten
 from align.report.series import Metrics
 from align.run import RunFolder, read_json
@@ -55,11 +53,7 @@ def read(folder: str | Path, metrics: Metrics | None = None) -> Facts:
     if not run.recipe.is_file():
         what = "is no run folder: it has no recipe.yaml"
         raise UserError(shorten(str(folder), 160), what, "name the folder that a run wrote (output)")
-    text = run.recipe.read_text(encoding="utf-8")
-    try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(str(run.recipe), f"is damaged: {shorten(error)}") from None
+    recipe, text = run.resolved(), run.recipe.read_text(encoding="utf-8")
     names = ("environment", "data", "evaluation", "evaluations", "progress")
     found = {name: read_json(getattr(run, name)) for name in names}
     metrics = (metrics or Metrics(run.metrics)).read_on()
@@ -72,6 +66,9 @@ def _lines(file: Path) -> list[dict]:
         return []
     whole = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     try:
-        return [json.loads(line) for line in whole]
+        found = [json.loads(line) for line in whole]
     except ValueError as error:
         raise UserError(str(file), f"is damaged: {shorten(error)}") from None
+    if not all(isinstance(one, dict) for one in found):
+        raise UserError(str(file), "is damaged: a line holds no object")
+    return found

@@ -16,7 +16,7 @@ from align.report.markup import attribute, script_json, text
 from align.report.scale import Scale
 
 WIDTH, HEIGHT = 480, 236
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 460, 22, 204
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 460, 22, 204
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "9 2 2 2 2 2", "")
 _SHAPES = (  # markers around (0, 0)
     "M-3.6 0a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0 -7.2 0",
@@ -30,7 +30,8 @@ _SHAPES = (  # markers around (0, 0)
 )
 STYLES = len(_SHAPES)
 NEUTRAL = 7  # the style of a line that is alone
-_MARKERS, _FLAGS = 6, 24  # most markers on a line, most flags of events
+_MARKERS = 6  # most markers on a line
+_DIGIT = 9.0  # width of a digit, as large as narrow screens show it
 
 
 @dataclass(frozen=True)
@@ -145,22 +146,27 @@ def _marked(count: int, phase: float) -> list[int]:
 
 
 def _flags(flags: Sequence[Flag], x: Scale) -> str:
-    """Numbered flags; of those that would lie on each other, the first bears how many more there are."""
+    """Numbered flags; of those whose numbers would lie on each other, the first bears how many more there are."""
     groups: list[list[Flag]] = []
     for flag in sorted(flags, key=lambda one: one.step):
-        if groups and x(flag.step) - x(groups[-1][0].step) < (_RIGHT - _LEFT) / _FLAGS:
+        if groups and x(flag.step) < x(groups[-1][0].step) + _DIGIT * (len(_told(groups[-1])) + 0.5):
             groups[-1].append(flag)
         else:
             groups.append([flag])
     parts = []
     for group in groups:
-        at, more = f"{x(group[0].step):.1f}", f"+{len(group) - 1}" if len(group) > 1 else ""
+        at, told = x(group[0].step), _told(group)
         says = "; ".join(f"step {flag.step}: {flag.text}" for flag in group[:5])
         parts.append(
-            f'<g class="flag"><title>{text(says)}</title><path d="M{at} {_BOTTOM}V{_TOP - 8}"/>'
-            f'<text x="{at}" y="{_TOP - 11}" text-anchor="middle">{group[0].number}{more}</text></g>'
+            f'<g class="flag"><title>{text(says)}</title><path d="M{at:.1f} {_BOTTOM}V{_TOP - 14}"/>'
+            f'<text x="{min(at + 2, WIDTH - _DIGIT * len(told)):.1f}" y="{_TOP - 8}">{told}</text></g>'
         )
     return "".join(parts)
+
+
+def _told(group: Sequence[Flag]) -> str:
+    """The number of the first event, and how many others its flag stands for."""
+    return f"{group[0].number}+{len(group) - 1}" if len(group) > 1 else str(group[0].number)
 
 
 def _legend(line: Line) -> str:

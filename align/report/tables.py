@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from align.report import markup
 from align.report.facts import Facts
-from align.report.markup import number, text
+from align.report.markup import number, passage, text
 from align.report.summary import held_out
 
 HELD_OUT_NOTE = (
@@ -48,25 +48,50 @@ def _held_out_table(first: str, found: dict[str, dict], caption: str) -> str:
 
 
 def measure(found: object) -> str:
-    """What a measure of evaluations.json has found, whatever its shape: figures in rows, the rest as facts.
+    """What a measure of evaluations.json has found, whatever its shape: facts, and a table for each part of it.
 
-    A dictionary with numbers is a row, named by the keys that lead to it; `X_interval` stands with its `X`, and
-    `interval` with the first number.
+    A dictionary with numbers is a row of its part, named by the keys that lead to it; `X_interval` stands with its
+    `X`, and `interval` with the first number. A list of dictionaries is a table of their texts.
     """
-    plain = [(name, _plain(value)) for name, value in _scalars(found)]
-    parts = [markup.facts(plain)] if plain else []
-    rows = list(_rows(found, ())) if isinstance(found, dict) else []
-    if rows and len({path[0] for path, _ in rows}) == 1 and all(len(path) > 1 for path, _ in rows):
-        rows = [(path[1:], cells) for path, cells in rows]  # a level that tells nothing apart
-    if rows:
-        depth = max(len(path) for path, _ in rows)
-        columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
-        body = [
-            [*(text(key) for key in path), *[""] * (depth - len(path)), *(cells.get(name, "") for name in columns)]
-            for path, cells in rows
-        ]
-        parts.append(markup.table([""] * depth + [text(name) for name in columns], body))
-    return "\n".join(parts)
+    if not isinstance(found, dict):
+        return markup.facts([("value", _plain(found))])
+    parts = [_own(found)]
+    for name, value in sorted(found.items(), key=lambda item: item[0] != "metrics"):
+        if _is_part(value):
+            title = "" if name == "metrics" else f'<p class="note">{text(name.replace("_", " "))}</p>'
+            parts.append(title + (_part(value) if isinstance(value, dict) else _texts(value)))
+    return "\n".join(filter(None, parts))
+
+
+def _is_part(value: object) -> bool:
+    is_list = isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+    return is_list or (isinstance(value, dict) and bool(value))
+
+
+def _own(found: dict) -> str:
+    """What a dictionary says itself, beside the parts in it."""
+    cells = _cells({name: value for name, value in found.items() if not _is_part(value)})
+    return markup.facts(cells.items()) if cells else ""
+
+
+def _part(found: dict) -> str:
+    rows = list(_rows(found, ()))
+    if not rows:
+        return _own(found)
+    depth = max(len(path) for path, _ in rows)
+    columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
+    body = [
+        [*(text(key) for key in path), *[""] * (depth - len(path)), *(cells.get(name, "") for name in columns)]
+        for path, cells in rows
+    ]
+    return _own(found) + markup.table([""] * depth + [text(name) for name in columns], body)
+
+
+def _texts(found: list[dict]) -> str:
+    """Answers, say: a row for each dictionary, a column for each of their keys."""
+    columns = list(dict.fromkeys(name for one in found for name in one))
+    rows = [[f'<p class="text">{passage(one.get(name, ""))}</p>' for name in columns] for one in found]
+    return markup.table([text(name) for name in columns], rows)
 
 
 def _rows(found: dict, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
@@ -94,19 +119,11 @@ def _cells(values: dict) -> dict[str, str]:
     return cells
 
 
-def _scalars(found: object) -> Iterator[tuple[str, object]]:
-    """What is said of a whole measure."""
-    if not isinstance(found, dict):
-        yield "value", found
-        return
-    for name, value in found.items():
-        if not isinstance(value, dict):
-            yield name, value
-
-
 def _plain(value: object) -> str:
     if _is_interval(value):
         return markup.interval(value)
+    if isinstance(value, list):
+        return text(", ".join(map(str, value)))
     return number(value)
 
 

@@ -27,13 +27,13 @@ def _add_evaluate(commands) -> None:
     add("--rows", type=count, metavar="N", help="the first rows of each source only")
     add("--verifier", metavar="NAME", help="pass@k: what tells right answers (numeric exact math code regex:PATTERN)")
     add("--samples", type=count, metavar="K", help="pass@k: answers drawn for each prompt (8)")
-    add("--max-new-tokens", type=count, default=64, metavar="N", help="longest answer that is written (64)")
+    add("--max-new-tokens", type=count, metavar="N", help="longest answer that is written (64)")
     add("--tune", metavar="SOURCE", help="choose the negative head's weight on these other rows")
     add("--curve", action="store_true", help="multiple choice over the snapshots of the runs (train.snapshots)")
     add("--plot", metavar="OUT.png|svg", help="draw the curves (needs the extra `plot`)")
     add("--lm-eval", action="append", default=[], metavar="TASK", help="a task of lm-evaluation-harness")
     add("--lm-eval-path", metavar="FOLDER", help="where more tasks are, as YAML files")
-    add("--json", action="store_true", help="print JSON")
+    add("--json", action="store_true", help="print JSON; of several runs a list")
     evaluate.set_defaults(run=_evaluate)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -124,8 +125,28 @@ def test_curve(evaluate, heads, uneven_rows, tmp_path):
     for name in ("base", "positive", "negative", "ratio"):  # four steps: the last snapshot is the final one
         assert points["32"][name]["sum"]["accuracy"] == final[name], name
     assert b"<svg" in image.read_bytes()[:400]
+    assert evaluate(heads, "--data", uneven_rows, "--curve", "--rows", "9")["rows"]["rows_used"] == 9
+    assert (found["rows"]["rows_read"], found["rows"]["rows_used"]) == (24, 24)
     text = evaluate(heads, "--data", uneven_rows, "--curve", as_json=False)
     assert "ratio to base" in text and "accuracy by sum" in text
+
+
+def test_another_base_under_the_same_name_is_noticed(evaluate, uneven_rows, tmp_path):
+    base = tmp_path / "base"
+    tiny.save(base)
+    run = finished(tmp_path, base, uneven_rows, "dpo")
+    measure = (run, "--data", uneven_rows, "--rows", "4", "--measure", "drift")
+    assert evaluate(*measure)["measures"]
+    tiny.save(base, seed=5)
+    with pytest.raises(UserError, match=r"holds other weights than those that .* began with"):
+        evaluate(*measure)
+
+
+def test_json_of_several_runs_is_one_document(evaluate, heads, uneven_rows, tmp_path):
+    shutil.copytree(heads, tmp_path / "again")
+    found = evaluate(heads, tmp_path / "again", "--data", uneven_rows, "--rows", "4", "--measure", "drift")
+    assert [one["made"]["run"] for one in found] == [str(heads), str(tmp_path / "again")]
+    assert found[0]["measures"] == found[1]["measures"]
 
 
 def test_the_policy_of_another_objective(evaluate, tiny_model, uneven_rows, tmp_path):
@@ -191,6 +212,12 @@ def test_nats_policy_is_asked_behind_its_prompt(tiny_model, uneven_rows, tmp_pat
 
 
 def test_mistakes_are_one_line(heads, uneven_rows, tmp_path):
+    wrong, damaged, strange = tmp_path / "wrong.jsonl", tmp_path / "damaged", tmp_path / "strange"
+    wrong.write_text('{"prompt": "Why?", "negatives": ["So."]}\n')
+    for folder, file in ((damaged, "evaluations.json"), (strange, "recipe.yaml")):
+        shutil.copytree(heads, folder)
+        (folder / file).write_text("[")
+    (strange / "recipe.yaml").write_text("model")
     for arguments, message in (
         ([tmp_path, "--data", uneven_rows], "is no finished run"),
         ([heads, "--data", tmp_path / "none.jsonl"], "no such file"),
@@ -207,6 +234,13 @@ def test_mistakes_are_one_line(heads, uneven_rows, tmp_path):
         ([heads, "--lm-eval-path", tmp_path], "add --lm-eval"),
         ([heads, "--samples", "4"], "add --verifier"),
         ([heads, "--measure", "kl", "--verifier", "exact"], "is for pass_at_k"),
+        ([heads, "--data", uneven_rows, "--max-new-tokens", "4"], "measures that have answers written"),
+        ([heads, "--data", uneven_rows, "--curve", "--max-new-tokens", "4"], "leave out --curve"),
+        ([heads, "--data", uneven_rows, "--measure", "kl", "--tune", uneven_rows], "add --measure multiple_choice"),
+        ([heads, "--data", wrong, "--verifier", "exact"], "no row has a right answer"),
+        ([heads, tmp_path, "--data", uneven_rows], f"{tmp_path}: is no finished run"),
+        ([damaged, "--data", uneven_rows], "evaluations.json: is damaged"),
+        ([strange, "--data", uneven_rows], "recipe.yaml: is no recipe as a run writes it"),
     ):
         with pytest.raises(UserError) as error:
             cli.run(["evaluate", *map(str, arguments)])

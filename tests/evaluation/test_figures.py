@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from align.evaluation import figures
-from align.evaluation.intervals import bootstrap, mcnemar
+from align.evaluation.intervals import mcnemar
 
 
 def test_a_mean_and_its_change_to_the_base():
@@ -14,7 +14,8 @@ def test_a_mean_and_its_change_to_the_base():
     base = draw.normal(2.0, 1.0, 80)
     found = figures.means({"base": base, "policy": base + 0.5})
     assert found["base"] == {"value": pytest.approx(base.mean()), "interval": found["base"]["interval"]}
-    np.testing.assert_allclose(found["base"]["interval"], bootstrap(base), atol=0.03)
+    half = 1.96 * base.std() / np.sqrt(80)
+    np.testing.assert_allclose(found["base"]["interval"], [base.mean() - half, base.mean() + half], atol=0.03)
     assert found["policy"]["change"] == pytest.approx(0.5)
     np.testing.assert_allclose(found["policy"]["change_interval"], [0.5, 0.5], atol=1e-9)  # the same rows for both
 
@@ -36,6 +37,22 @@ def test_shares_count_what_only_one_has():
     found = figures.shares({"base": base, "policy": policy})["policy"]
     assert (found["won"], found["lost"], found["p"]) == (1, 2, mcnemar(1, 2))
     assert found["value"] == 0.5 and found["change"] == -0.25
+
+
+def test_portions_are_shares_of_rows_where_they_are_all_or_nothing():
+    whole = figures.portions({"base": np.array([0.0, 1.0, 1.0]), "policy": np.array([0.0, 0.0, 1.0])})
+    assert (whole["policy"]["won"], whole["policy"]["lost"]) == (0, 1)
+    parts = figures.portions({"base": np.array([0.0, 1.0, 1.0]), "policy": np.array([0.5, 0.0, 1.0])})
+    assert "p" not in parts["policy"] and parts["policy"]["change"] == pytest.approx(-0.5 / 3)
+
+
+def test_what_has_not_happened_may_happen():
+    """No refusal among 20 answers, neither before nor after: that is no proof that there never is one."""
+    never = np.zeros(20, bool)
+    found = figures.shares({"base": never, "policy": never})
+    assert found["base"] == {"value": 0.0, "interval": [0.0, pytest.approx(3.8416 / 23.8416)]}
+    low, high = found["policy"]["change_interval"]
+    assert low < -0.05 and high > 0.05 and found["policy"]["p"] == 1
 
 
 def test_what_is_undefined_is_none_and_what_is_now_and_then_has_an_interval():
@@ -76,4 +93,6 @@ def test_the_table_escapes_what_comes_from_data():
     heads = figures.means({"base": np.zeros(2), "positive": np.ones(2), "negative": np.ones(2)})
     first, second = figures.table({"a": heads, "b": {}}).splitlines()[:2]
     assert first.split()[:2] == ["a", "0.000"] and "positive" in first and second.split()[0] == "negative"
+    wide = {"base": {"value": -12.345, "interval": [-15.123, -10.123]}, "policy": {"value": 1.0, "interval": [0, 1]}}
+    assert "(-15.123 to -10.123) policy" in figures.table({"log-odds": wide}), "columns do not touch"
     assert "undefined" in figures.table({"a": {"base": {"value": None, "interval": [None, None]}}})

@@ -37,13 +37,14 @@ def test_scores_are_sums_of_heads():
 def test_measure_counts_wins_and_losses_against_the_base():
     result = measure(options(), {"base": {"base": 1.0}, "policy": {"policy": 1.0}, "upside down": {"base": -1.0}})
     assert result["base"][SUM]["accuracy"] == pytest.approx(1 / 3)
-    assert (result["base"][SUM]["won"], result["base"][SUM]["lost"], result["base"][SUM]["p"]) == (0, 0, 1.0)
+    assert result["base"][SUM].keys() == {"accuracy", "interval"}, "it is not compared with itself"
     policy, turned = result["policy"][SUM], result["upside down"][SUM]
     assert policy["accuracy"] == pytest.approx(2 / 3) and policy["change"] == pytest.approx(1 / 3)
     assert (policy["won"], policy["lost"], policy["p"]) == (1, 0, 1.0)
     assert (turned["won"], turned["lost"]) == (1, 1)
     low, high = policy["interval"]
-    assert low <= policy["accuracy"] <= high and policy["change_interval"][0] >= 0
+    assert low <= policy["accuracy"] <= high
+    assert policy["change_interval"][0] < 0 < policy["change_interval"][1], "one question of three tells nothing"
     json.dumps(result)
 
 

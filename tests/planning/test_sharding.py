@@ -74,6 +74,9 @@ def test_settings_of_deepspeed(tmp_path):
     [
         ("own.json", '{"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}}', "zero_hpz_partition_size"),
         ("own.json", '{"zero_optimization": {"stage": 5}}', "no stage 5"),
+        ("own.json", '{"zero_optimization": {"stage": "two"}}', "stage is two, no number"),
+        ("own.json", '{"zero_optimization": [3]}', "zero_optimization is"),
+        ("own.yaml", "num_processes: many", "num_processes is many, no number"),
         ("own.json", "{", "cannot be read"),
         ("own.yaml", "distributed_type: FSDP", "FSDP cannot be planned"),
         ("own.yaml", "[1]", "holds no settings"),

@@ -95,6 +95,8 @@ def test_mistakes_are_one_line(lora_run, uneven_rows, tmp_path):
         ([lora_run, "--sweep", "--data", tmp_path / "none.jsonl"], "no such file"),
         ([lora_run, "--interpolate", 0.3, "--fisher", tmp_path / "none.jsonl"], "--fisher: "),
         ([tmp_path, "--interpolate", 0.5], "is no finished run"),
+        ([lora_run, "--sweep", "--data", uneven_rows, "--full"], "add --out FOLDER"),
+        ([lora_run, "--interpolate", 0.5, "--out", uneven_rows / "here"], "cannot be written: Not a directory"),
     ):
         with pytest.raises(UserError) as error:
             cli.run(["merge", *map(str, arguments)])

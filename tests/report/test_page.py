@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from align.report import compare, facts, page
+from align.report import compare, curves, facts, page
 from tests.browser import CHROMIUM, Browser
 from tests.report import worlds
 
@@ -157,6 +157,54 @@ def test_it_fits_the_screen(browser, tmp_path, width):
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     labels = "[...document.querySelectorAll('figure.plot > svg text')].map((one) => one.getBoundingClientRect().height)"
     assert min(browser.evaluate(f"{labels}.filter((height) => height > 0)")) > 9, "they can be read"
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [320, 1280])
+def test_labels_lie_inside_their_plot_and_not_on_each_other(browser, tmp_path, width):
+    """Also with many events of the guard, and with small differences, whose ticks have many digits."""
+    run = worlds.make(tmp_path / "run")
+    event = json.loads((run / "guard.jsonl").read_text().splitlines()[0])
+    steps = [1, 2, 2, 3, 5, 6, 11, 12, 13, 20, 21, 22, 22, 22, 30, 33, 34, 40]
+    (run / "guard.jsonl").write_text("".join(json.dumps(event | {"step": step}) + "\n" for step in steps))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [line | {"small": -12 - line["step"] * 1e-5} for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    browser.look(width=width)
+    browser.open(written(run))
+    assert "small" in {plot["title"] for plot in drawn(browser)}
+    outside, covered = browser.evaluate("""(() => {
+      const outside = [], covered = [], box = (one) => one.getBoundingClientRect();
+      for (const svg of document.querySelectorAll("figure.plot > svg")) {
+        const whole = box(svg), texts = [...svg.querySelectorAll("text")].filter((one) => box(one).width > 0);
+        for (const one of texts) {
+          const own = box(one);
+          if (own.left < whole.left - 1 || own.right > whole.right + 1 || own.top < whole.top - 1
+              || own.bottom > whole.bottom + 2) outside.push(one.textContent);
+          for (const other of texts) {
+            const its = box(other);
+            if (one !== other && own.left < its.right - 1 && its.left < own.right - 1
+                && own.top < its.bottom - 2 && its.top < own.bottom - 2) covered.push(one.textContent);
+          }
+        }
+      }
+      return [outside, covered];
+    })()""")
+    assert (outside, covered) == ([], [])
+
+
+def test_many_held_out_sets_are_drawn_in_parts(tmp_path):
+    """No plot has two lines that look the same."""
+    run = worlds.make(tmp_path / "run")
+    found = json.loads((run / "evaluation.json").read_text())
+    for measured in (found["before"], *found["during"], found["after"]):
+        (one,) = [value for name, value in measured.items() if name.endswith("benign held_out: good answers")]
+        measured |= {f"set {number}: good answers": one for number in range(9)}
+    (run / "evaluation.json").write_text(json.dumps(found))
+    plots = curves.held_out_plots(facts.read(run))
+    assert [plot.title for plot in plots[:2]] == ["Held-out log-probs, part 1", "Held-out log-probs, part 2"]
+    assert [len(plot.lines) for plot in plots] == [8, 4] * 3
+    assert all(len({line.style for line in plot.lines}) == len(plot.lines) for plot in plots)
 
 
 @needs_browser

@@ -26,11 +26,28 @@ def test_a_measure_of_several_models():
 def test_measures_of_other_shapes():
     found = {"a": 1, "deep": {"x": {"y": {"z": 2.0}}, "range": [0.1, None]}, "list": [1, 2, 3], "none": None}
     html = tables.measure(found)
-    assert cells(html) == [
-        ["", "", "", "range", "z"],
-        ["deep", "", "", "(0.1000 to ?)", ""],
-        ["deep", "x", "y", "", "2.000"],
-    ]
-    assert "<dt>list</dt><dd>[1, 2, 3]</dd>" in html and "<dt>none</dt><dd>-</dd>" in html
+    assert cells(html) == [["", "", "z"], ["x", "y", "2.000"]]
+    assert '<p class="note">deep</p>' in html and "<dt>range</dt>" in html and " to ?)" in html
+    assert "<dt>list</dt><dd>1, 2, 3</dd>" in html and "<dt>none</dt><dd>-</dd>" in html
     assert "<dt>value</dt>" in tables.measure(3.5) and "<b>" not in tables.measure({"<b>": {"<b>": "<b>"}})
     assert tables.measure({}) == ""
+
+
+def test_each_part_of_a_measure_is_a_table_of_its_own():
+    """As `align evaluate` writes them: no row has the columns of another part."""
+    counts = {"questions": 9, "right_to_wrong": 2}
+    dropped = {"broken": {"count": 1, "first": ["rows.jsonl:3", "rows.jsonl:4"]}}
+    found = {
+        "measure": "flips", "rows": {"rows_read": 10, "rows_used": 9, "dropped": dropped},
+        "metrics": {"right to wrong": {"policy": {"value": 0.25, "interval": [0.1, 0.5]}}},
+        "flips": {"by sum": {"policy": counts}, "per token": {"policy": counts}},
+        "refusals": [{"model": "base", "prompt": "Why?", "answer": "I <b>cannot</b> [help]"}],
+    }  # fmt: skip
+    html = tables.measure(found)
+    assert cells(html) == [
+        ["", "", "value"], ["right to wrong", "policy", "0.2500 (0.1000 to 0.5000)"],
+        ["", "", "count", "first"], ["dropped", "broken", "1", "rows.jsonl:3, rows.jsonl:4"],
+        ["", "", "questions", "right_to_wrong"], ["by sum", "policy", "9", "2"], ["per token", "policy", "9", "2"],
+        ["model", "prompt", "answer"], ["base", "Why?", "I &lt;b&gt;cannot&lt;/b&gt; [help]"],
+    ]  # fmt: skip
+    assert "<dt>rows_read</dt>" in html and '<p class="note">refusals</p>' in html and "{" not in html
