@@ -24,7 +24,7 @@ from align.data.examples import Example, Response, parse_row, to_row
 from align.data.ledger import Ledger
 from align.data.tokenize import encode_prompt
 from align.errors import UserError
-from align.judges import Answer, Judge, consensus, sandbox, verifiers
+from align.judges import Answer, Judge, consensus, verifiers
 from align.judges.segment import segment
 from align.negatives import in_context, sampling
 from align.negatives.in_context import Contexts
@@ -74,7 +74,7 @@ def held_out_prompts(recipe: Recipe, ledger: Ledger) -> list[Example]:
 
 
 def examples_of(recipe: Recipe, *, held_out: bool, ledger: Ledger) -> list[Example]:
-    """Prompts with what is right, each once, in an order that the seed decides."""
+    """Prompts with all their responses, each once, in an order that the seed decides."""
     named = recipe.eval.sources if held_out else recipe.data.sources
     found: dict[str, Example] = {}
     for source in named:
@@ -82,7 +82,7 @@ def examples_of(recipe: Recipe, *, held_out: bool, ledger: Ledger) -> list[Examp
         if not held_out and not source.path.startswith(sources.BUILTIN):
             read = sources.split_holdout(read, recipe.eval.holdout)[0]
         for example in read:
-            found.setdefault(example.key, example)
+            found[example.key] = _joined(found[example.key], example) if example.key in found else example
     if held_out:
         for source in recipe.data.sources:
             if not source.path.startswith(sources.BUILTIN) and recipe.eval.holdout:
@@ -90,6 +90,13 @@ def examples_of(recipe: Recipe, *, held_out: bool, ledger: Ledger) -> list[Examp
                 found |= {example.key: example for example in sources.split_holdout(read, recipe.eval.holdout)[1]}
     order = f"{0 if held_out else recipe.train.seed}/"  # all seeds are measured on the same prompts
     return sorted(found.values(), key=lambda one: hashlib.sha256((order + one.key).encode()).digest())
+
+
+def _joined(one: Example, other: Example) -> Example:
+    """A prompt that two rows have, with what both say: what is right by one of them is right."""
+    known = {(response.role, response.said) for response in one.responses}
+    more = [response for response in other.responses if (response.role, response.said) not in known]
+    return dataclasses.replace(one, responses=(*one.responses, *more)) if one.prompt != "" else one
 
 
 def sample(
@@ -172,14 +179,12 @@ def _kind(response: dict) -> str:
 
 
 def _sampled_by(recipe: Recipe, policy: Policy, examples: Sequence[Example], name: str) -> dict:
-    verifier = dataclasses.asdict(recipe.rollouts.verifier)
-    if verifier["name"] == "code":
-        verifier["offline"] = sandbox.is_offline()
     return {
         "align": align.__version__, "model": policy.path, "weights_sha256": policy.weights_sha256,
         "precision": precision.choose(recipe.train.precision).name, "prompts": len(examples),
         "prompts_sha256": hashlib.sha256("".join(one.key for one in examples).encode()).hexdigest(),
-        "seed": recipe.train.seed, "name": name, "sampling": dataclasses.asdict(recipe.sampling), "verifier": verifier,
+        "seed": recipe.train.seed, "name": name, "sampling": dataclasses.asdict(recipe.sampling),
+        "verifier": verifiers.described(recipe.rollouts.verifier),
     }  # fmt: skip
 
 
