@@ -265,7 +265,7 @@ def resolve(recipe: Recipe, objective: objectives.Objective) -> Recipe:
     """Fills in what a recipe may leave open, so that the run folder's copy says everything."""
     reference, evaluation = recipe.reference, recipe.eval
     if evaluation.holdout is None:
-        evaluation = dataclasses.replace(evaluation, holdout=0.1 if evaluation.sources is None else 0.0)
+        evaluation = dataclasses.replace(evaluation, holdout=sources.HOLDOUT if evaluation.sources is None else 0.0)
     if reference.policy is None and "reference" in objective.needs:
         policy = "adapter_off" if recipe.model.adapter else "frozen"
         reference = dataclasses.replace(reference, policy=policy)

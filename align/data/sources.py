@@ -21,6 +21,7 @@ from align.schema import nearest
 BUILTIN = "builtin:"
 ARITHMETIC = "arithmetic"
 HELD_OUT = "heldout"
+HOLDOUT = 0.1  # share of the prompts that a recipe without eval.sources holds out
 _FOLDER = Path(__file__).parent / "builtin"
 _LOCAL = (*JSON_LINES, *tables.KINDS)
 

@@ -52,7 +52,7 @@ class FunctionJudge:
 
     def __init__(self, options: FunctionOptions):
         self.function, self.good = verifiers.dotted(options.name, "judges.function.name"), options.good
-        self.made_by = {"function": options.name}
+        self.made_by = {"function": options.name, "source_sha256": verifiers.source_sha256(self.function)}
 
     def score(self, answers: Sequence[Answer]) -> list[Scores]:
         return [self._score(answer) for answer in answers]

@@ -5,13 +5,17 @@ An answer that holds nothing to compare is undecided, not wrong.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import importlib
+import inspect
 import os
 import re
 import sys
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from align.data.examples import Example
@@ -45,6 +49,27 @@ def load(options: Verifier) -> Verify:
         "code": lambda: _code(options),
     }
     return builders[options.name]() if options.name in builders else _own(options.name)
+
+
+def described(options: Verifier) -> dict:
+    """What the verdicts of a verifier depend on: its options, the source of a user's own, and what programs may do.
+
+    Raises UserError.
+    """
+    found = dataclasses.asdict(options)
+    if options.name == "code":
+        found["offline"] = sandbox.is_offline()
+    if "." in options.name:  # a function of the user's own
+        found["source_sha256"] = source_sha256(dotted(options.name, "rollouts.verifier.name"))
+    return found
+
+
+def source_sha256(function: Callable) -> str | None:
+    """SHA-256 of the file that a function is written in, which may change under its name; None if it has none."""
+    try:
+        return hashlib.sha256(Path(inspect.getsourcefile(inspect.unwrap(function))).read_bytes()).hexdigest()
+    except TypeError:  # compiled, or an object that is called
+        return None
 
 
 def references(example: Example) -> list[str]:

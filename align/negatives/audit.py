@@ -26,8 +26,12 @@ def read(file: Path) -> dict[str, dict]:
     """id -> line of those with a decision. Raises UserError, with its line, for what cannot be read."""
     if not file.exists():
         return {}
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(str(file), f"is not UTF-8: {shorten(error)}", "save it as UTF-8") from None
     found = {}
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, text in enumerate(lines, 1):
         where = f"{file}:{number}"
         try:
             line = json.loads(text)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def check(reader: Reader, recipe: Recipe, data: dict) -> None:
     """Adds to `reader` what is wrong in these sections, and between them and the rest."""
     _in_context_checks(reader, recipe)
-    named = [section for section in ("rollouts", "degrade", "repair") if getattr(recipe, section) is not None]
+    named = [section for section in ("rollouts", "mining", "degrade", "repair") if getattr(recipe, section) is not None]
     if len(named) > 1:
         reader.fail((named[1],), f"cannot go with {named[0]}: each makes rows by itself", "leave one of them out")
         return

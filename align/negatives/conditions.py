@@ -135,7 +135,7 @@ def _of_text(text: str, spoil: Callable | None, is_vague: bool) -> tuple[str, bo
 def _vague(pieces: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], str]:
     """(the pieces with a vague instruction, its form); as they are where no rule finds anything."""
     kept = [(kind, _CLAUSE.sub("", piece) if kind == _ASK else piece) for kind, piece in pieces if kind != _LIMIT]
-    if kept != pieces:
+    if kept != pieces and any(_WORD.search(piece) for kind, piece in kept if kind == _ASK):
         return kept, VAGUE
     about = topic(" ".join(piece for kind, piece in pieces if kind == _ASK))
     if about is None:

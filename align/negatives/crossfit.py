@@ -37,10 +37,10 @@ class Found(NamedTuple):
 def margins(differences: np.ndarray, prompts: Sequence[str], *, folds: int, copies: int, seed: int) -> Found:
     """`differences` (U, F): features of positives minus features of negatives; `prompts` names the prompt of each.
 
-    Raises ValueError where pairs cannot be told apart.
+    Raises ValueError where pairs cannot be told apart, or are by no copy better than by chance.
     """
     if not (differences.std(0) > 0).any():
-        raise ValueError("all pairs are equal to the model")
+        raise ValueError("all pairs are equal to the model: their texts do not differ")
     names = sorted(set(prompts))
     numbers = {name: number for number, name in enumerate(names)}
     index = np.array([numbers[one] for one in prompts])  # (U,)
@@ -54,14 +54,20 @@ def margins(differences: np.ndarray, prompts: Sequence[str], *, folds: int, copi
             if held_out.any():
                 found[copy, held_out] = _probe(differences[chosen], differences[held_out])
     marks, thresholds = zip(*(_called_wrong(own) for own in found), strict=True)
+    if max(thresholds) <= 0.5:
+        raise ValueError("margins agree with no more labels than chance does")
     return Found(found.mean(0), np.mean(marks, 0), np.array(thresholds))
 
 
 def _called_wrong(margins: np.ndarray) -> tuple[np.ndarray, float]:
-    """((U,) bool: whose label is called wrong, the threshold): confident learning on calibrated margins."""
-    right = 1 / (1 + np.exp(-_scale(margins) * margins))  # (U,) probability that the label is right
+    """((U,) bool: whose label is called wrong, the threshold): confident learning on calibrated margins.
+
+    Margins that know nothing of the labels have the scale 0, and call none wrong; the threshold is 1/2 then.
+    """
+    scale = _scale(margins)
+    right = 1 / (1 + np.exp(-scale * margins))  # (U,) probability that the label is right
     threshold = float(right.mean())
-    return (1 - right >= threshold) & (margins < 0), threshold
+    return (1 - right >= threshold) & (margins < 0) & (scale > 0), threshold
 
 
 def _scale(margins: np.ndarray) -> float:

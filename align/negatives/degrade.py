@@ -112,7 +112,8 @@ def draw(recipe: Recipe, writer: Policy, wanted: Sequence[Task], path: Path) -> 
 
 def measure(gap: Gap, wanted: Sequence[Task], rows: Sequence[dict], draws: Path, path: Path) -> dict[str, list]:
     """key -> the gap of each answer (None: none can be told, or the answer is no candidate)."""
-    stage = Stage(path, {"draws_sha256": sha256_of(draws)} | gap.made_by)
+    compared = _digest([[task.example.prompt, task.example.texts("positive"), task.yardstick] for task in wanted])
+    stage = Stage(path, {"draws_sha256": sha256_of(draws), "compared_sha256": compared} | gap.made_by)
     done = {row["key"]: row["gaps"] for row in stage.rows}
     by_key = {task.example.key: task for task in wanted}
     with tqdm(total=len(rows), initial=len(done), desc=f"gaps by {gap.name}", unit="prompt") as bar:
@@ -134,7 +135,7 @@ def measure(gap: Gap, wanted: Sequence[Task], rows: Sequence[dict], draws: Path,
 def keep(recipe: Recipe, wanted: Sequence[Task], rows: Sequence[dict], gaps: dict[str, list], path: Path) -> dict:
     """Writes the records with the negatives that are kept, and returns what became of the answers, by reason.
 
-    Raises UserError if none is kept.
+    Raises UserError if none is kept; the records of an earlier gap stay then.
     """
     least, too_small = recipe.degrade.gap, "gap too small"
     if recipe.degrade.kept_by == "verifier":
@@ -151,14 +152,14 @@ def keep(recipe: Recipe, wanted: Sequence[Task], rows: Sequence[dict], gaps: dic
         if kept:
             record = to_row(task.example)
             records.append(record | {"responses": record["responses"] + kept})
-    for file in (path, path.with_suffix(".json")):
-        file.unlink(missing_ok=True)  # written anew as a whole: it costs nothing
     if not records:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(found.items()))
         fix = "raise sampling.temperature, sampling.k or max_new_tokens, or lower degrade.gap"
         raise UserError(str(path), f"no candidate is left of {sum(found.values())} answers ({reasons})", fix)
-    stage = Stage(path, {"degrade": dataclasses.asdict(recipe.degrade), "answers_sha256": _digest(rows)})
-    stage.add(records)
+    path.with_suffix(".json").unlink(missing_ok=True)  # written anew as a whole: it costs nothing
+    made_by = {"degrade": dataclasses.asdict(recipe.degrade), "answers_sha256": _digest(rows)}
+    stage = Stage(path, made_by, keeps_rows=False)
+    stage.write_whole(records)
     stage.finish(prompts=len(rows), prompts_with_negatives=len(records), answers=dict(found))
     return stage.facts
 
@@ -231,6 +232,7 @@ def _drawn_by(recipe: Recipe, writer: Policy, wanted: Sequence[Task]) -> dict:
         "precision": precision.choose(recipe.train.precision).name, "condition": recipe.degrade.condition,
         "seed": recipe.train.seed, "sampling": dataclasses.asdict(recipe.sampling), "prompts": len(wanted),
         "prompts_sha256": _digest([[task.example.key, task.poor.prompt] for task in wanted]),
+        "positives_sha256": _digest([task.example.texts("positive") for task in wanted]),
     }  # fmt: skip
 
 

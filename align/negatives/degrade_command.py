@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -60,7 +59,7 @@ def load(path: str, overrides: list[str], section: str) -> Recipe:
 def _gap(loaded: Recipe, policy) -> Gap:
     how = loaded.degrade
     if how.kept_by == "verifier":
-        return Verified(verifiers.load(how.verifier), dataclasses.asdict(how.verifier))
+        return Verified(verifiers.load(how.verifier), verifiers.described(how.verifier))
     if how.kept_by == "judge":
         return Judged(judges_load.load(loaded, lambda: policy(loaded.model.path)))
     in_bf16 = precision.choose(loaded.train.precision).name == precision.BF16

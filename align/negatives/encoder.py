@@ -18,6 +18,7 @@ from align.negatives.scorer_models import load_encoder
 TOKENS_AT_ONCE = 4096  # of a batch, padding included
 _TEXTS_AT_ONCE = 4096  # tokenised together
 _LONGEST = 512  # tokens, where a folder does not say
+_KINDS = {"Transformer", "Pooling", "Normalize"}
 
 
 class Encoder:
@@ -28,8 +29,7 @@ class Encoder:
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         said = _json(folder / "sentence_bert_config.json").get("max_seq_length") or _LONGEST
         self.longest = min(said, getattr(self.model.config, "max_position_embeddings", said))
-        pooling = _json(folder / "1_Pooling" / "config.json")
-        if pooling and not pooling.get("pooling_mode_mean_tokens"):
+        if not _takes_means(folder):
             what = "does not make its vectors as means over tokens"
             raise UserError("mining.encoder", f"{folder.name} {what}", "name an encoder that does")
 
@@ -53,6 +53,14 @@ class Encoder:
         return torch.nn.functional.normalize(means, dim=-1).float().cpu().numpy()
 
 
+def _takes_means(folder: Path) -> bool:
+    """Whether a folder of sentence-transformers says no more than: the mean over tokens, perhaps to unit length."""
+    pooling, modules = _json(folder / "1_Pooling" / "config.json"), _json(folder / "modules.json")
+    modes = {name for name, is_on in pooling.items() if name.startswith("pooling_mode_") and is_on is True}
+    kinds = {one["type"].rpartition(".")[2] for one in modules or ()}
+    return modes <= {"pooling_mode_mean_tokens"} and bool(modes or not pooling) and kinds <= _KINDS
+
+
 def by_length(lengths: Sequence[int], most: int) -> list[list[int]]:
     """Indices in batches of like length, each of at most `most` tokens with padding, or of a single text."""
     batches: list[list[int]] = []
@@ -72,5 +80,5 @@ def padded_ids(ids: Sequence[Sequence[int]], pad_id: int, device: torch.device) 
     return padded, mask
 
 
-def _json(file: Path) -> dict:
+def _json(file: Path):
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from align.negatives.edits.equations import NUMBER, value_of
+from align.negatives.edits.equations import NUMBER, equations_of, numbers_of, value_of
 from align.negatives.edits.words import NUMBER_WORDS
 
 _CONTRACTIONS = ((re.compile(r"\b(?:ca|sha)n['’]t\b"), "can not"), (re.compile(r"\bwon['’]t\b"), "will not"),
@@ -21,8 +21,8 @@ _PUNCTUATION = re.compile(r"[^\w\s+*/=<>%$^.-]|\.(?!\d)|(?<!\w)-(?!\d)")
 _FILLERS = re.compile(r"\b(?:an?|the|that|very|really|quite)\s+(?=\w)")
 _UNITS = {"hrs": "hours", "mins": "minutes", "kilometres": "kilometers", "metres": "meters", "litres": "liters"}
 NON_COMMITTAL = re.compile(
-    r"\s*(?:i have no comment|i (?:do not|don['’]t) (?:know|understand)|it depends|i['’ a]*m not sure|unknown|"
-    r"nothing\b.{0,40}|there is no (?:answer|definitive)\b.*|no comment)\s*\.?\s*",
+    r"\s*(?:i have no comment|i (?:do not|don['’]t) (?:know|understand)(?: for sure)?|it depends|i['’ a]*m not sure|"
+    r"unknown|nothing\b.{0,40}|there is no (?:answer|definitive)\b.*|no comment)\s*\.?\s*",
     re.IGNORECASE,
 )  # what may be said of anything
 
@@ -48,6 +48,20 @@ def _plain_number(found: re.Match) -> str:
 def _in_order(found: re.Match) -> str:
     """Operands of + or * in alphabetical order."""
     return found[2].join(sorted(part.strip() for part in found[1].split(found[2])))
+
+
+_RESULT = re.compile(
+    rf"(?:^a:|####|\banswer(?:\s+is)?:?)\s*\$?{NUMBER.pattern}\D{{0,20}}\Z", re.IGNORECASE | re.MULTILINE
+)
+
+
+def result_of(text: str) -> Fraction | None:
+    """The number that a worked solution, or an answer marked as such (`A: 5`), ends in; None for other texts.
+
+    Whatever stands in between, a solution that arrives at the right one is not wrong.
+    """
+    numbers = numbers_of(text)
+    return value_of(numbers[-1][0]) if numbers and (equations_of(text) or _RESULT.search(text)) else None
 
 
 def same(one: str, other: str) -> bool:

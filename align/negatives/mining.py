@@ -27,7 +27,7 @@ from align.negatives import scorers as scoring
 from align.negatives import strategies
 from align.negatives.mining_report import CHOSEN, POSITIVE, REFUSED, Report, Reservoir
 from align.negatives.neighbours import Neighbours
-from align.negatives.pool import OWN, Candidate, Pool, PromptRow, said
+from align.negatives.pool import OWN, Candidate, Pool, PromptRow, plain, said
 from align.negatives.score_cache import ScoreCache
 from align.negatives.scorers import CHES, RIGHT, VERDICT, WRONG, Scorer, Told, Vectors
 from align.recipe import Recipe
@@ -51,6 +51,9 @@ class Mine:
         self.recipe, self.mining, self.folder, self.cache, self.ledger = recipe, recipe.mining, folder, cache, ledger
         self.strategy = strategies.build(self.mining.strategy)
         self.scorers = scoring.load(recipe)
+        self.encoder = next((one for one in self.scorers if isinstance(one, Vectors)), None)
+        if self.encoder is None and self.mining.neighbours:
+            self.encoder = Vectors(self.mining.encoder)
         self.pool = Pool(recipe, folder / ".rows.jsonl", ledger)
         self.neighbours: Neighbours | None = None
 
@@ -60,6 +63,7 @@ class Mine:
             "align": align.__version__, "rows_sha256": self.pool.digest.hexdigest(), "seed": self.recipe.train.seed,
             "holdout": self.recipe.eval.holdout, "mining": dataclasses.asdict(self.mining),
             "scored_by": {scorer.title: scorer.identity for scorer in self.scorers},
+            "neighbours_by": self.encoder.identity if self.mining.neighbours else None,
         }  # fmt: skip
 
     def close(self) -> None:
@@ -72,8 +76,7 @@ class Mine:
         """Looks for the most similar prompts, if the recipe takes candidates from them."""
         if not self.mining.neighbours:
             return
-        encoder = next((one for one in self.scorers if isinstance(one, Vectors)), None) or Vectors(self.mining.encoder)
-        path = self.folder / ".prompts.f16"
+        encoder, path = self.encoder, self.folder / ".prompts.f16"
         try:
             with open(path, "wb") as out:
                 for rows in self._batches("vectors of prompts", with_neighbours=False):
@@ -125,7 +128,7 @@ class Mine:
             rows = ", ".join(f"{reason}: {count:,}" for reason, count in self.ledger.dropped.most_common())
             what = f"no candidate is left of {len(self.pool):,} prompts ({reasons or rows})"
             raise UserError("mining", what, "take other candidates, another strategy or other bounds")
-        if 0 < report.even == report.compared and self.mining.strategy["name"] != "random":
+        if 0 < report.even == report.compared and self.mining.strategy["name"] not in ("random", "clusters"):
             what = f"by {self.mining.scores[0]} all candidates of each prompt are equal: there is nothing to choose by"
             raise UserError("mining.scores", what, "take another score first, or the strategy random")
 
@@ -149,19 +152,22 @@ class Mine:
         if not picked:
             self.ledger.drop(f"prompt without negatives: {problem or 'no candidate below the positive'}", row.place)
         groups = {POSITIVE: None, CHOSEN: picked, REFUSED: [n for n in range(len(reasons)) if n not in picked]}
-        report.add(one.scores, groups, positive, name)
+        report.add(one.scores, groups, positive, one.scores[name].candidates[places], name)
         report.refused.update(reasons[index] for index in groups[REFUSED])
         return [self._response(row.candidates[index], one, index) for index in picked]
 
     def _refusals(self, one: Row, limit: float | None) -> list[str | None]:
         """Why each candidate cannot become a negative, whatever the strategy; None where it can."""
-        right = {_plain(said(response)) for response in one.row.positives}
-        has_score = np.isfinite(one.scores[self.mining.scores[0]].candidates).tolist()
+        right = {plain(text) for text in (*map(said, one.row.positives), *one.row.right)}
+        can_rank = np.isfinite(one.scores[self.mining.scores[0]].candidates)
+        if one.vectors is not None:
+            can_rank &= np.isfinite(one.vectors).all(1)
+        has_score = can_rank.tolist()
         verdicts = one.scores[VERDICT].candidates.tolist() if VERDICT in one.scores else None
         ches = one.scores[CHES].candidates.tolist() if CHES in one.scores else None
         seen, reasons = set(), []
         for index, candidate in enumerate(one.row.candidates):
-            text, reason = _plain(said(candidate.response)), None
+            text, reason = plain(said(candidate.response)), None
             if text in right:
                 reason = "the same as a positive"
             elif text in seen:
@@ -226,7 +232,7 @@ class Mine:
     def _row(self, number: int) -> PromptRow:
         row = self.pool[number]
         own = [one for one in row.candidates if self.mining.own or one.origin != OWN]
-        return row._replace(candidates=own + (self.neighbours.candidates(number) if self.neighbours else []))
+        return row._replace(candidates=own + (self.neighbours.candidates(number, row) if self.neighbours else []))
 
     def _rng(self, row: PromptRow) -> np.random.Generator:
         """Random numbers of a prompt: the same ones whatever was gone through before."""
@@ -243,7 +249,3 @@ def _unusable(strategy: strategies.Strategy, positive: float | None, places: Seq
     if "above 0" in strategy.needs and positive <= 0:
         return "the positive's score is not above 0"
     return None
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold()

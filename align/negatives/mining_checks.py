@@ -24,8 +24,6 @@ def check(reader: Reader, recipe: Recipe) -> None:
     mining = recipe.mining
     if mining is None:
         return
-    if recipe.rollouts is not None:
-        reader.fail(("mining",), "cannot go with rollouts: each makes rows by itself", "leave one of them out")
     _candidate_checks(reader, mining)
     _score_checks(reader, mining)
     _strategy_checks(reader, mining)

@@ -51,12 +51,16 @@ class Report:
         self.refused: Counter = Counter()  # reason -> candidates
         self.candidates = self.chosen = self.prompts = self.served = 0
         self.above = 0  # chosen ones whose score is that of the prompt's lowest positive, or above
-        self.compared = self.even = 0  # prompts with several candidates; those where all have the same score
+        self.compared = self.even = 0  # prompts with several to choose from; those where all have the same score
 
     def add(
-        self, scores: Mapping[str, Told], places: Mapping[str, Sequence[int]], positive: float | None, first: str
-    ) -> None:
-        """The scores of a prompt, and which of its candidates are in which group."""
+        self, scores: Mapping[str, Told], places: Mapping[str, Sequence[int]], positive: float | None,
+        ranked: np.ndarray, first: str,
+    ) -> None:  # fmt: skip
+        """The scores of a prompt, and which of its candidates are in which group.
+
+        `ranked`: the scores, by the one called `first`, of those that the strategy could choose from.
+        """
         for name, told in scores.items():
             if name == VERDICT:
                 continue
@@ -68,8 +72,6 @@ class Report:
         self.prompts, self.served = self.prompts + 1, self.served + bool(picked)
         self.candidates += len(picked) + len(places[REFUSED])
         self.chosen += len(picked)
-        ranked = scores[first].candidates
-        ranked = ranked[np.isfinite(ranked)]
         self.compared += len(ranked) > 1
         self.even += len(ranked) > 1 and ranked.min() == ranked.max()
         if positive is not None:

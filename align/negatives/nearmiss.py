@@ -1,10 +1,11 @@
 """Near misses: good answers with one thing wrong, and good answers to a neighbouring prompt.
 
-An edit is refused if by rules it says the same as a good answer (`align.negatives.meaning`), if it is an answer of the
-row already, or if a verifier does not find it wrong. The record says what was done (`made`) and, as `steps`, where:
-what stands before the edit is right, being the beginning of a good answer (1); the edited part is wrong (-1); what
-follows may depend on it (null). So step labels and weights of spans come for free. Of an answer to another prompt all
-is wrong.
+An edit is refused if by rules it says the same as a good answer or arrives at the same result
+(`align.negatives.meaning`), if it is an answer of the row already, or if a verifier does not find it wrong. The record
+says what was done (`made`) and, as `steps`, where: what stands before the edit is right, being the beginning of a good
+answer (1); the edited part is wrong (-1); what follows may depend on it (null). So step labels and weights of spans
+come for free. Of an answer to another prompt all is wrong; prompts that are held out by default give none, or their
+right answers would be unlearned.
 
 Not every change makes an answer wrong: there is nothing wrong with another number in a tale. Prompts that ask for
 something invented get answers of neighbours and other options only; in long answers to open questions sentences that
@@ -21,11 +22,11 @@ from random import Random
 from typing import NamedTuple
 
 from align.data.examples import Example, Response, Step
+from align.data.sources import HOLDOUT, is_held_out
 from align.judges import verifiers
-from align.judges.verifiers import number_of
 from align.negatives.edits import Answer, Edit, lexical, negation, numbers, steps
-from align.negatives.edits.equations import equations_of
-from align.negatives.meaning import NON_COMMITTAL, normal_form
+from align.negatives.edits.equations import numbers_of, value_of
+from align.negatives.meaning import NON_COMMITTAL, normal_form, result_of
 from align.negatives.similar_prompts import SimilarPrompts, text_of
 
 EDITS: dict[str, Callable[[Answer, Random], Iterator[Edit]]] = {
@@ -39,6 +40,7 @@ KINDS = (*EDITS, NEIGHBOUR)
 
 BY = "near-miss"
 _ASKS = re.compile(r"\b(?:what|which|who|whom|whose|when|where|why|how)\b")
+_VERDICT = re.compile(r"\s*(yes|no)\b", re.IGNORECASE)
 LEAST, ALIKE = 0.15, 0.7  # similarity from which on a prompt is a neighbour, and may ask for the same
 SHORT = 12  # words up to which one shared stem makes answers alike
 NEAREST = 10  # neighbours looked at
@@ -73,6 +75,7 @@ class NearMisses:
     ):  # fmt: skip
         self.kinds, self.most, self.seed, self.verify = kinds, most, seed, verify
         self.neighbours = SimilarPrompts(examples) if NEIGHBOUR in kinds else None
+        self.givers = {one.key for one in examples if not is_held_out(one, HOLDOUT)}
         self.good: dict[str, list[str]] = {}  # prompt -> its positives
         self.asks: dict[str, str] = {}  # prompt -> what it asks for
         for example in examples:
@@ -109,8 +112,10 @@ class NearMisses:
 
     def _is_wrong(self, example: Example, text: str, known: set[str]) -> bool:
         """Whether a text is another answer than all that are known, and wrong as far as can be told."""
-        form = normal_form(text)
+        form, numbers = normal_form(text), numbers_of(text)
         if not form or form in known:
+            return False
+        if numbers and value_of(numbers[-1][0]) in map(result_of, self.good[example.key]):
             return False
         return self.verify is None or self.verify(example, text).is_right is False
 
@@ -137,7 +142,8 @@ class NearMisses:
         """Good answers to the nearest prompts, but for those that may answer this one."""
         own = [one.text for one in _editable(example)]
         for similarity, key in self.neighbours.nearest(example.key, NEAREST):
-            if own and LEAST <= similarity < ALIKE and self.asks[key] == self.asks[example.key]:
+            is_like = LEAST <= similarity < ALIKE and self.asks[key] == self.asks[example.key]
+            if own and is_like and key in self.givers:
                 for text in self._draw(example, key).sample(self.good[key], len(self.good[key])):
                     if _shape(text) in map(_shape, own) and not self._may_answer(text, example):
                         made = {"by": BY, "kind": NEIGHBOUR, "span": [0, len(text)], "of": key}
@@ -146,8 +152,10 @@ class NearMisses:
 
     def _may_answer(self, text: str, example: Example) -> bool:
         """Whether an answer to another prompt may do for this one, too."""
-        says_nothing = normal_form(text) in self.common or NON_COMMITTAL.fullmatch(text) is not None
-        return says_nothing or any(_alike(text, good) for good in self.good[example.key])
+        if normal_form(text) in self.common or NON_COMMITTAL.fullmatch(text):
+            return True
+        verdict = _verdict(text)
+        return any(_alike(text, good) or (verdict and verdict == _verdict(good)) for good in self.good[example.key])
 
 
 def _editable(example: Example) -> list[Response]:
@@ -172,16 +180,22 @@ def _question_word(prompt: str) -> str:
     return found[0] if found else ""
 
 
-def _shape(text: str) -> tuple[int, bool, bool]:
-    """What answers to one question have in common: few words or many, capital, full stop."""
+def _shape(text: str) -> tuple[int, bool, bool, bool]:
+    """What answers to one question have in common: few words or many, capital, full stop, `Yes` or `No` in front."""
     length = sum(len(text.split()) > most for most in (2, 6, 25))
-    return length, text[:1].isupper(), text.rstrip()[-1:] in ".!?"
+    return length, text[:1].isupper(), text.rstrip()[-1:] in ".!?", _verdict(text) is not None
+
+
+def _verdict(text: str) -> str | None:
+    """`yes` or `no` where an answer begins so."""
+    found = _VERDICT.match(text)
+    return found and found[1].lower()
 
 
 def _alike(one: str, other: str) -> bool:
     """Whether an answer may say what another says: half of its words, the same number, of few words a single stem."""
     first, second = _words(one), _words(other)
-    if equations_of(one) and equations_of(other) and number_of(one) == number_of(other):
+    if result_of(one) is not None and result_of(one) == result_of(other):
         return True
     if min(len(first), len(second)) > SHORT:
         return len(first & second) > 0.5 * len(first | second)

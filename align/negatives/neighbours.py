@@ -1,7 +1,8 @@
 """Answers to similar prompts as candidates: the positives of the nearest prompts by the sentence encoder.
 
 Every prompt is compared with every other, in blocks that are read from disk: 10,000 prompts take a second, a million
-some hours. Prompts that are held out give no candidates, or their right answers would be unlearned.
+some hours. Prompts that are held out give no candidates, or their right answers would be unlearned. Rows without a
+prompt ask for nothing that another's answer could miss: they have no neighbours.
 
 Shapes: P prompts, D size of a vector, M neighbours of a prompt.
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from align.data import sources
-from align.negatives.pool import Candidate, Pool, PromptRow
+from align.negatives.pool import Candidate, Pool, PromptRow, plain
 
 _QUERIES, _ROWS = 256, 4096  # prompts compared at once
 
@@ -55,15 +56,20 @@ class Neighbours:
     def __init__(self, pool: Pool, vectors: np.ndarray, holdout: float, path: Path, count: int):
         """`vectors` (P, D) of the prompts, unit length, in memory or mapped."""
         self.pool, self.path = pool, path
-        may_give = np.array([_may_give(pool[index], holdout) for index in range(len(pool))], bool)
-        nearest(vectors, may_give, count).tofile(path)
+        asks, may_give = np.ones(len(pool), bool), np.zeros(len(pool), bool)
+        for index in range(len(pool)):
+            row = pool[index]
+            asks[index] = row.head["prompt"] != ""
+            may_give[index] = asks[index] and _may_give(row, holdout)
+        np.where(asks[:, None], nearest(vectors, may_give, count), np.int32(-1)).tofile(path)
         self._table = np.memmap(path, np.int32, mode="r", shape=(len(pool), count))
 
-    def candidates(self, index: int) -> list[Candidate]:
-        found = []
+    def candidates(self, index: int, row: PromptRow) -> list[Candidate]:
+        """The answers of the neighbours of `row`, which is the pool's at `index`; none to a question in its words."""
+        found, asked = [], plain(row.prompt_words)
         for number in self._table[index]:
-            if number >= 0:
-                other = self.pool[int(number)]
+            other = self.pool[int(number)] if number >= 0 else None
+            if other is not None and plain(other.prompt_words) != asked:
                 for response in other.positives:
                     kept = {name: response[name] for name in ("text", "role", "tool_calls") if name in response}
                     found.append(Candidate(kept, f"neighbour {other.key}"))

@@ -25,6 +25,11 @@ class Pair(NamedTuple):
         return self.example.texts("positive")
 
     @property
+    def prompt(self) -> str:
+        """What names the prompt; rows without one have nothing in common."""
+        return self.example.key if self.example.prompt != "" else str(self.example.place)
+
+    @property
     def id(self) -> str:
         """16 hex digits that name prompt, positives and negative, wherever they stand."""
         named = json.dumps([self.example.key, self.positives, self.negative.said])

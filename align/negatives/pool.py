@@ -10,7 +10,7 @@ import array
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +41,7 @@ class PromptRow(NamedTuple):
     head: dict  # the row without responses
     positives: list[dict]
     candidates: list[Candidate]
+    right: Sequence[str] = ()  # what other files know to be right
 
     def example(self, responses: list[dict]) -> Example:
         """The prompt with some responses as a record."""
@@ -59,6 +60,11 @@ def said(response: dict) -> str:
     """All that a response of a row says, as `Response.said`."""
     calls = response.get("tool_calls")
     return f"{response['text']}\n{json.dumps(calls, sort_keys=True, ensure_ascii=False)}" if calls else response["text"]
+
+
+def plain(text: str) -> str:
+    """The text as it is compared with others: case and white space do not count."""
+    return " ".join(text.split()).casefold()
 
 
 class Pool:
@@ -99,21 +105,28 @@ class Pool:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> PromptRow:
-        """A prompt with its positives, and of its candidates those that its rows and the files have."""
+        """A prompt with its positives, and of its candidates those that its rows and the files have.
+
+        Their order does not hang on that of the rows, so that ties are broken alike. What several rows say is one
+        positive.
+        """
         lines = []
         for line in np.sort(self._order[self._starts[index] : self._ends[index]]):
             self._file.seek(self._offsets[line])
             lines.append(json.loads(self._file.readline()))
         main = next(line for line in lines if line["main"])
-        positives, candidates = [], []
+        positives, candidates, right = {}, [], []
         for line in lines:
             for response in line["row"]["responses"]:
-                if line["main"] and response["role"] == "positive":
-                    positives.append(response)
-                elif response["role"] != "positive":  # a positive of another file is right: no candidate
+                if response["role"] != "positive":
                     candidates.append(Candidate(response, OWN if line["main"] else FILE))
+                elif line["main"]:
+                    positives.setdefault(said(response), response)
+                else:
+                    right.append(said(response))
+        candidates.sort(key=lambda one: (one.origin != OWN, json.dumps(one.response, sort_keys=True)))
         head = {name: value for name, value in main["row"].items() if name != "responses"}
-        return PromptRow(main["key"], main["place"], head, positives, candidates)
+        return PromptRow(main["key"], main["place"], head, list(positives.values()), candidates, right)
 
     def close(self) -> None:
         """Ends the use of the pool and deletes its file."""
@@ -139,7 +152,8 @@ def _lines(recipe: Recipe, ledger: Ledger) -> Iterator[tuple[bytes, int, bool]]:
                         errors.append(UserError(str(place), shorten(str(error), 200)))
                     continue
                 key = _key(example)
-                line = {"key": key, "place": str(place), "main": is_main, "row": _with_made(to_row(example), row)}
+                own = _decided(to_row(example), row, place, ledger)
+                line = {"key": key, "place": str(place), "main": is_main, "row": own}
                 yield (json.dumps(line, ensure_ascii=False) + "\n").encode(), int(key, 16), is_main
     if errors:
         raise UserErrors(errors, f"mend them, or {sources.SKIP}")
@@ -156,11 +170,14 @@ def _key(example: Example) -> str:
     return hashlib.sha256(f"{example.key} {example.place}".encode()).hexdigest()[:16]
 
 
-def _with_made(row: dict, given: dict) -> dict:
-    """The row with what the given one says of how its responses were made; a record does not know."""
-    responses = given.get("responses")
-    if isinstance(responses, list) and len(responses) == len(row["responses"]):
-        for response, one in zip(row["responses"], responses, strict=True):
-            if isinstance(one, dict) and one.get("made") is not None:
-                response["made"] = one["made"]
-    return row
+def _decided(row: dict, given: dict, place: object, ledger: Ledger) -> dict:
+    """The row without samples that a verifier left open (cut off, nothing to compare), which their `note` says."""
+    if not isinstance(given.get("responses"), list):
+        return row
+    found = []
+    for response, one in zip(row["responses"], given["responses"], strict=True):
+        if response["role"] == "sample" and one.get("note"):
+            ledger.drop("sample that was not decided: no candidate", place)
+        else:
+            found.append(response)
+    return row | {"responses": found}

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from align.data.examples import Example, Response, to_row
+from align.data.examples import Example, to_row
 from align.data.flips import LEAST_PAIRS
 from align.data.messages import as_dict
 from align.errors import UserError
@@ -53,11 +53,12 @@ def by_margins(how: Repair, pairs: Sequence[Pair], features: Sequence[np.ndarray
         what = f"{len(pairs)} pairs are too few for margins, which take {LEAST_PAIRS}"
         raise UserError("data.sources", what, "give more rows, or repair: {suspects: all, cascade: [...]}")
     differences = np.stack([_difference(pair, own) for pair, own in zip(pairs, features, strict=True)])
-    keys = [pair.example.key for pair in pairs]
+    prompts = [pair.prompt for pair in pairs]
     try:
-        found = crossfit.margins(differences, keys, folds=how.folds, copies=how.copies, seed=seed)
+        found = crossfit.margins(differences, prompts, folds=how.folds, copies=how.copies, seed=seed)
     except ValueError as error:
-        raise UserError("data.sources", str(error), "their texts do not differ: align doctor tells which") from None
+        fix = "give more rows, a better model, or judges: repair: {suspects: all, cascade: [...]}"
+        raise UserError("data.sources", str(error), fix) from None
     findings = []
     for pair, margin, doubt in zip(pairs, found.margins.tolist(), found.doubts.tolist(), strict=True):
         evidence = {"margin": round(margin, 4), "copies_in_doubt": round(doubt, 4)}
@@ -94,14 +95,10 @@ def audit_line(finding: Finding, proposed: str) -> dict:
     }  # fmt: skip
 
 
-def mended(example: Example, made: Sequence[dict | None], doing: dict[int, tuple[str, Finding]]) -> dict | None:
-    """The row with what is done to its negatives, index -> (action, finding); None if nothing of it is left.
-
-    `made`: how each response was made, where its row says so.
-    """
+def mended(example: Example, doing: dict[int, tuple[str, Finding]]) -> dict | None:
+    """The row with what is done to its negatives, index -> (action, finding); None if nothing of it is left."""
     row = to_row(example)
-    responses = [one | ({"made": how} if how else {}) for one, how in zip(row["responses"], made, strict=True)]
-    gone: set[int] = set()
+    responses, gone = row["responses"], set()
     for index, (action, finding) in doing.items():
         touched = [index]
         if finding.pair.is_alone and action != "relabel":
@@ -110,7 +107,7 @@ def mended(example: Example, made: Sequence[dict | None], doing: dict[int, tuple
             gone |= set(touched)
             continue
         for place in touched:
-            _change(responses[place], example.responses[place], action, finding, is_pair=finding.pair.is_alone)
+            _change(responses[place], example, place, action, finding)
     left = [one for index, one in enumerate(responses) if index not in gone]
     return row | {"responses": left} if left else None
 
@@ -123,15 +120,22 @@ def tally(findings: Sequence[Finding], actions: dict[str, str]) -> dict[str, flo
     return {"pairs": len(findings), **agreed, "suspects": suspects, **dict(sorted(done.items()))}
 
 
-def _change(row: dict, response: Response, action: str, finding: Finding, *, is_pair: bool) -> None:
-    """Gives a response another role or weight, and says so in it."""
-    was = {"role": response.role} if action != "reweight" else {"weight": response.weight}
+def _change(row: dict, example: Example, place: int, action: str, finding: Finding) -> None:
+    """Gives a response another role or weight, and says so in it.
+
+    With its role go its reward, which becomes the lowest of the role that it takes, and its judged steps, which spoke
+    of the other one.
+    """
+    response = example.responses[place]
     if action == "reweight":
+        was = {"weight": response.weight}
         row["weight"] = round(response.weight * (1 - finding.doubt), 6)
-    elif action == "flip" and is_pair:
-        row["role"] = "negative" if response.role == "positive" else "positive"
     else:
-        row["role"] = "positive"
+        is_lowered = action == "flip" and finding.pair.is_alone and response.role == "positive"
+        role = "negative" if is_lowered else "positive"
+        was = {name: row.pop(name) for name in ("role", "reward", "steps") if name in row}
+        rewards = [one.reward for one in example.responses if one.role == role and one.reward is not None]
+        row |= {"role": role} | ({"reward": min(rewards)} if rewards else {})
     made = {"by": "repair", "action": action, "was": was, "evidence": finding.evidence}
     row["made"] = made | ({"before": row["made"]} if "made" in row else {})
 

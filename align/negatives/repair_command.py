@@ -32,13 +32,14 @@ def main(given: argparse.Namespace) -> None:
     """Mends the rows of a recipe, or goes on with it. Raises UserError."""
     loaded, out = load(given.recipe, given.overrides, "repair"), Path(given.out).expanduser()
     decided, how = audit.read(audit.path_of(out)), loaded.repair
-    examples, made = read(loaded, out)
-    output, costs = Path(loaded.output), {}
+    ledger, output, costs = Ledger(), Path(loaded.output), {}
+    examples, open_to_repair = read(loaded, out, ledger)
+    _tell_dropped(ledger)
     write_text(output / "recipe.yaml", loaded.to_yaml())
     if how.suspects == "margins":
-        findings = find(loaded, examples, output, costs)
+        findings = find(loaded, open_to_repair, output, costs, ledger)
     else:
-        findings = [Finding(pair, is_suspect=True) for example in examples for pair in pairs_of(example)]
+        findings = [Finding(pair, is_suspect=True) for example in open_to_repair for pair in pairs_of(example)]
     if how.cascade:
         found = {one.name: one for one in judges_load.load(loaded, _no_policy)}
         suspects = [one.pair for one in findings if one.is_suspect]
@@ -52,24 +53,25 @@ def main(given: argparse.Namespace) -> None:
     ]
     honoured = {pair: line["decision"] for pair, line in decided.items() if pair in actions}
     actions |= honoured
-    rows = list(_rows(examples, made, findings, actions))
+    rows = list(_rows(examples, findings, actions))
     write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     audit.write(audit.path_of(out), lines, decided)
     facts = {
-        "rows": len(examples), "rows_left": len(rows), **repair.tally(findings, actions),
+        "rows": len(examples), "rows_held_out": len(examples) - len(open_to_repair), "rows_left": len(rows),
+        "dropped": ledger.as_dict()["dropped"], **repair.tally(findings, actions),
         "decisions_honoured": len(honoured), "decisions_on_other_rows": len(decided) - len(honoured), "cost": costs,
     }  # fmt: skip
     write_json(out.with_name(f"{out.name}.json"), facts | {"repair": dataclasses.asdict(how)})
     _tell(out, facts, len(lines))
 
 
-def find(recipe: Recipe, examples: Sequence[Example], folder: Path, costs: dict) -> list[Finding]:
+def find(recipe: Recipe, examples: Sequence[Example], folder: Path, costs: dict, ledger: Ledger) -> list[Finding]:
     """The pairs of the rows with their cross-fitted margins. Raises UserError where there are too few."""
-    began, policy, ledger = time.monotonic(), load_policy(recipe, recipe.model.path), Ledger()
+    began, policy, own = time.monotonic(), load_policy(recipe, recipe.model.path), Ledger()
     encoder = Encoder(recipe, policy.tokenizer, recipe.build_objective())
-    rows = {id(one): row for one in examples if (row := _encoded(encoder, one, ledger)) is not None}
-    for reason, count in sorted(ledger.dropped.items()):
-        print(printable(f"{reason}: {count}"), flush=True)
+    rows = {id(one): row for one in examples if (row := _encoded(encoder, one, own)) is not None}
+    _tell_dropped(own)
+    ledger.merge(own)
     in_bf16 = precision.choose(recipe.train.precision).name == precision.BF16
     features = Features(
         policy, folder / "features", max_length=recipe.data.max_length,
@@ -83,20 +85,23 @@ def find(recipe: Recipe, examples: Sequence[Example], folder: Path, costs: dict)
     return found
 
 
-def read(recipe: Recipe, out: Path) -> tuple[list[Example], dict[str, list]]:
-    """(all rows of the recipe, place -> how each response of a row was made). Raises UserError."""
-    examples: list[Example] = []
-    made: dict[str, list] = {}
+def read(recipe: Recipe, out: Path, ledger: Ledger) -> tuple[list[Example], list[Example]]:
+    """All rows of the recipe, and those that may be mended. Raises UserError.
+
+    Rows that are held out are to measure by: they are neither learned from nor mended.
+    """
+    examples, open_to_repair = [], []
     for source in recipe.data.sources:
         if any(out.resolve() == file.resolve() for file in sources.files(source.path)):
             raise UserError("--out", f"{shorten(str(out))} is one of the files that are read", "name another file")
-        examples += sources.read(source.path, source.split, on_bad_rows=recipe.data.on_bad_rows, ledger=Ledger())
-        for place, row in sources.rows(source.path, source.split, on_damage=lambda error: None):
-            if isinstance(row, dict) and isinstance(row.get("responses"), list):
-                made[str(place)] = [one.get("made") if isinstance(one, dict) else None for one in row["responses"]]
-    if not any(True for example in examples for _ in pairs_of(example)):
-        raise UserError("data.sources", "no row has a positive and a negative", "give rows that have both")
-    return examples, made
+        rows = sources.read(source.path, source.split, on_bad_rows=recipe.data.on_bad_rows, ledger=ledger)
+        examples += rows
+        is_builtin = source.path.startswith(sources.BUILTIN)
+        open_to_repair += rows if is_builtin else sources.split_holdout(rows, recipe.eval.holdout)[0]
+    if not any(True for example in open_to_repair for _ in pairs_of(example)):
+        what = "no row that is not held out has a positive and a negative"
+        raise UserError("data.sources", what, "give rows that have both")
+    return examples, open_to_repair
 
 
 def _encoded(encoder: Encoder, example: Example, ledger: Ledger) -> TokenizedRow | None:
@@ -110,7 +115,7 @@ def _encoded(encoder: Encoder, example: Example, ledger: Ledger) -> TokenizedRow
     return row
 
 
-def _rows(examples: Sequence[Example], made: dict[str, list], findings: Sequence[Finding], actions: dict[str, str]):
+def _rows(examples: Sequence[Example], findings: Sequence[Finding], actions: dict[str, str]):
     """The mended rows, in order."""
     doing: dict[int, dict[int, tuple[str, Finding]]] = {}
     for one in findings:
@@ -118,14 +123,18 @@ def _rows(examples: Sequence[Example], made: dict[str, list], findings: Sequence
         if action not in (KEEP, OPEN):
             doing.setdefault(id(one.pair.example), {})[one.pair.index] = action, one
     for example in examples:
-        how = made.get(str(example.place), [None] * len(example.responses))
-        row = repair.mended(example, how, doing.get(id(example), {}))
+        row = repair.mended(example, doing.get(id(example), {}))
         if row is not None:
             yield row
 
 
 def _no_policy() -> None:
     raise AssertionError("no judge of whole answers asks for the policy")
+
+
+def _tell_dropped(ledger: Ledger) -> None:
+    for reason, count in sorted(ledger.dropped.items()):
+        print(printable(f"{reason}: {count}"), flush=True)
 
 
 def _tell(out: Path, facts: dict, to_look_at: int) -> None:

@@ -25,20 +25,31 @@ class RewardModel:
     def __init__(self, path: str):
         self.model, self.tokenizer = load_reward_model(path)
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.longest = getattr(self.model.config, "max_position_embeddings", None)
+        longest = getattr(self.model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
+        self.longest = min(longest, self.tokenizer.model_max_length)  # some number positions from 2 on
 
     @torch.inference_mode()
     def score(self, items: Sequence[Item]) -> list[float]:
         """The reward of each response; nan for what it cannot read whole."""
         ids, found = [self._ids(item) for item in items], [float("nan")] * len(items)
-        fits = [place for place, one in enumerate(ids) if 0 < len(one) <= (self.longest or len(one))]
+        fits = [place for place, one in enumerate(ids) if 0 < len(one) <= self.longest]
         for batch in by_length([len(ids[place]) for place in fits], TOKENS_AT_ONCE):
             places = [fits[index] for index in batch]
-            padded, mask = padded_ids([ids[place] for place in places], self.tokenizer.pad_token_id, self.model.device)
+            own = [ids[place] for place in places]
+            padded, mask = padded_ids(own, self._pad([one[-1] for one in own]), self.model.device)
             rewards = self.model(input_ids=padded, attention_mask=mask).logits[:, 0].float().tolist()
             for place, reward in zip(places, rewards, strict=True):
                 found[place] = reward
         return found
+
+    def _pad(self, last: Sequence[int]) -> int:
+        """The token that fills up a batch whose texts end in `last`: the tokenizer's own, else one that ends none.
+
+        The reward is read at the last token that is no padding.
+        """
+        if self.tokenizer.pad_token_id is None:
+            self.model.config.pad_token_id = next(token for token in range(len(last) + 1) if token not in last)
+        return self.model.config.pad_token_id
 
     def _ids(self, item: Item) -> list[int]:
         """The tokens of prompt and response; none where the chat template has no place for them."""

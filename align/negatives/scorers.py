@@ -8,18 +8,16 @@ Shapes: P positives and C candidates of a prompt.
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+import align
 from align.errors import UserError
 from align.judges import verifiers
-from align.judges.options import VERIFIERS, Verifier
+from align.judges.options import Verifier
 from align.negatives import scorer_models
 from align.negatives.heads import Heads
 from align.negatives.mining_options import IMPLICIT, OF_POLICY, OF_REFERENCE, RELEVANCE, REWARD, SIMILARITY
@@ -27,7 +25,6 @@ from align.negatives.pool import PromptRow, said
 from align.negatives.score_cache import key
 from align.negatives.strategies import ches
 from align.recipe import Recipe
-from align.stage import sha256_of
 
 Values = Mapping[bytes, bytes]
 VERDICT, CHES = "verdict", "ches"
@@ -213,13 +210,11 @@ class Verdicts:
 
     def __init__(self, options: Verifier):
         self.title = f"verifier {options.name}"
-        self.identity = json.dumps(dataclasses.asdict(options), sort_keys=True)
         try:
-            self.verify = verifiers.load(options)
-            if options.name not in VERIFIERS:  # a function of the user's own may change under its name
-                self.identity += _source_sha256(verifiers.dotted(options.name, "mining.verifier.name"))
+            self.verify, described = verifiers.load(options), verifiers.described(options)
         except UserError as error:  # it is named elsewhere for roll-outs
             raise UserError("mining.verifier", error.what, error.fix) from None
+        self.identity = json.dumps([align.__version__, described], sort_keys=True)
 
     def items(self, row: PromptRow) -> Iterator[tuple[bytes, Item]]:
         right = json.dumps([said(one) for one in row.positives])
@@ -239,11 +234,6 @@ class Verdicts:
 
     def told(self, row: PromptRow, keys: Sequence[bytes], values: Values) -> dict[str, Told]:
         return {VERDICT: Told(np.full(len(row.positives), RIGHT), _numbers(keys, values)[:, 0])}
-
-
-def _source_sha256(function: Callable) -> str:
-    """SHA-256 of the file that a function is written in."""
-    return sha256_of(Path(inspect.getsourcefile(function)))
 
 
 class Ches:

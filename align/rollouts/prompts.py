@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 from align.data import sources
@@ -28,7 +29,7 @@ def held_out_prompts(recipe: Recipe, ledger: Ledger) -> list[Example]:
 
 
 def examples_of(recipe: Recipe, *, held_out: bool, ledger: Ledger) -> list[Example]:
-    """Prompts with what is right, each once, in an order that the seed decides."""
+    """Prompts with all their responses, each once, in an order that the seed decides."""
     named = recipe.eval.sources if held_out else recipe.data.sources
     found: dict[str, Example] = {}
     for source in named:
@@ -36,7 +37,7 @@ def examples_of(recipe: Recipe, *, held_out: bool, ledger: Ledger) -> list[Examp
         if not held_out and not source.path.startswith(sources.BUILTIN):
             read = sources.split_holdout(read, recipe.eval.holdout)[0]
         for example in read:
-            found.setdefault(example.key, example)
+            found[example.key] = _joined(found[example.key], example) if example.key in found else example
     if held_out:
         for source in recipe.data.sources:
             if not source.path.startswith(sources.BUILTIN) and recipe.eval.holdout:
@@ -44,3 +45,10 @@ def examples_of(recipe: Recipe, *, held_out: bool, ledger: Ledger) -> list[Examp
                 found |= {example.key: example for example in sources.split_holdout(read, recipe.eval.holdout)[1]}
     order = f"{0 if held_out else recipe.train.seed}/"  # all seeds are measured on the same prompts
     return sorted(found.values(), key=lambda one: hashlib.sha256((order + one.key).encode()).digest())
+
+
+def _joined(one: Example, other: Example) -> Example:
+    """A prompt that two rows have, with what both say: what is right by one of them is right."""
+    known = {(response.role, response.said) for response in one.responses}
+    more = [response for response in other.responses if (response.role, response.said) not in known]
+    return dataclasses.replace(one, responses=(*one.responses, *more)) if one.prompt != "" else one

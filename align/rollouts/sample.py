@@ -16,7 +16,7 @@ from align.data.examples import Example, to_row
 from align.data.tokenize import encode_prompt
 from align.errors import UserError
 from align.generation import Policy
-from align.judges import sandbox, verifiers
+from align.judges import verifiers
 from align.negatives import in_context
 from align.negatives.in_context import Contexts
 from align.recipe import Recipe
@@ -106,12 +106,10 @@ def _kind(response: dict) -> str:
 
 
 def _sampled_by(recipe: Recipe, policy: Policy, examples: Sequence[Example], name: str) -> dict:
-    verifier = dataclasses.asdict(recipe.rollouts.verifier)
-    if verifier["name"] == "code":
-        verifier["offline"] = sandbox.is_offline()
     return {
         "align": align.__version__, "model": policy.path, "weights_sha256": policy.weights_sha256,
         "precision": precision.choose(recipe.train.precision).name, "prompts": len(examples),
         "prompts_sha256": hashlib.sha256("".join(one.key for one in examples).encode()).hexdigest(),
-        "seed": recipe.train.seed, "name": name, "sampling": dataclasses.asdict(recipe.sampling), "verifier": verifier,
+        "seed": recipe.train.seed, "name": name, "sampling": dataclasses.asdict(recipe.sampling),
+        "verifier": verifiers.described(recipe.rollouts.verifier),
     }  # fmt: skip

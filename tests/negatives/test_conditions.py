@@ -37,6 +37,7 @@ def test_what_limits_the_answer_is_dropped():
     prompt = "Write a poem about rain in exactly three lines. It must rhyme."
     assert poor(prompt, "instruction") == ("Write a poem about rain.", None, "vague")
     assert poor("Explain rain (for children) step by step.", "instruction").prompt == "Explain rain."
+    assert poor("in one word", "instruction") == ("Say something about one word.", None, "topic")  # never nothing
 
 
 def test_paragraphs_come_before_sentences():

@@ -79,6 +79,18 @@ def test_the_seed_decides():
     assert (one == same).all() and not np.allclose(one, other)
 
 
+def test_margins_that_know_nothing_call_no_label_wrong():
+    """Two thirds are of the wrong sign: no scale above 0 makes the labels likelier than chance."""
+    marks, threshold = crossfit._called_wrong(np.array([1.0] * 10 + [-1.0] * 20))
+    assert not marks.any() and threshold == 0.5
+
+
+def test_margins_against_all_labels_are_told():
+    pairs = np.repeat(np.eye(40), 2, axis=0) * np.tile([1.0, -1.0], 40)[:, None]  # each prompt contradicts itself
+    with pytest.raises(ValueError, match="no more labels than chance"):
+        crossfit.margins(pairs, [f"p{index}" for index in range(80)], **OPTIONS)
+
+
 def test_equal_pairs_are_told():
     with pytest.raises(ValueError, match="all pairs are equal"):
         crossfit.margins(np.ones((30, 4)), names(30), **OPTIONS)

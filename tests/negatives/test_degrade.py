@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from align import recipe
 from align.cli import run as align
 from align.data import sources
 from align.data.ledger import Ledger
 from align.errors import UserError
-from align.negatives import gaps
+from align.negatives import degrade, gaps
 from tests import tiny
 from tests.rollout_worlds import lines
 
@@ -114,13 +115,41 @@ def test_doors(world, tmp_path, overrides, prompt):
         assert all(row["prompt"].startswith("Cats eat") for row in rows)
 
 
+def test_other_positives_are_compared_anew(world, tmp_path):
+    """What was drawn and measured beside other right answers says nothing of these."""
+    given = [f"data.sources=[{tmp_path / 'own.jsonl'}]", "degrade.condition=none"]
+    rows = [json.loads(line) for line in (world / "rows.jsonl").read_text().splitlines()]
+    for text, refused in (("It ate {}.", False), ("It ate {} fish.", True)):
+        own = [row | {"positives": [text.format(n)]} for n, row in enumerate(rows)]
+        (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+        if refused:
+            with pytest.raises(UserError, match="was made with positives_sha256"):
+                made(world, tmp_path / "out", *given)
+            (tmp_path / "out/draws.json").unlink()  # as if drawn anew
+            with pytest.raises(UserError, match="was made with compared_sha256"):
+                made(world, tmp_path / "out", *given)
+        else:
+            made(world, tmp_path / "out", *given)
+
+
+def test_what_is_right_by_another_row_of_the_prompt_is_right(world, tmp_path):
+    given = ["degrade={condition: none, kept_by: verifier, verifier: {name: exact}}"]
+    rows = [{"prompt": "How many?", "positives": [text]} for text in ("4", "four", "4")]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = recipe.load(world / "recipe.yaml", [f"data.sources=[{tmp_path / 'own.jsonl'}]", "eval.holdout=0", *given])
+    (task,) = degrade.tasks(loaded, tiny.tokenizer(), Ledger())
+    assert task.example.texts("positive") == ["4", "four"]
+
+
 def judge_nothing(example, text, ends):
     return [None]
 
 
 def test_what_is_told(world, tmp_path, monkeypatch):
+    before = made(world, tmp_path / "a")
     with pytest.raises(UserError, match=r"no candidate is left of 27 answers \(.*gap too small: \d+"):
         made(world, tmp_path / "a", "degrade.gap=99")
+    assert lines(tmp_path / "a/negatives.jsonl") == before, "what was finished is kept"
     with pytest.raises(UserError, match=r"no evidence under the keys of degrade\.evidence: 9"):
         made(world, tmp_path / "b", "degrade.evidence=[meta.facts]")
     judge = "judges={function: {name: tests.negatives.test_degrade.judge_nothing}}"

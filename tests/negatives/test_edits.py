@@ -27,6 +27,16 @@ def made(kind: str, text: str, prompt: str = "", others: tuple[str, ...] = ()) -
         ("opposite", "It is an unhealthy meal.", {"It is a healthy meal."}),
         ("opposite", "Cats sleep more often.", {"Cats sleep less often."}),
         ("opposite", "More people, more or less.", set()),
+        ("opposite", "There is no way to sober up more quickly.", set()),
+        ("entity", "He will probably star in it.", set()),
+        ("entity", "You may black out.", set()),
+        ("entity", "The girl sings.", {"The boy sings."}),
+        ("negation", "It is legal provided it is not loud.", set()),  # the condition alone would turn
+        ("negation", "Yes, it is legal provided it is not loud.", set()),
+        ("negation", "Rent buys more than it did in 1950.", set()),
+        ("negation", "Few films are illegal.", set()),
+        ("negation", "There are no special powers.", {"There are special powers."}),
+        ("negation", "He has no special powers.", {"He has special powers."}),
         ("quantifier", "All of the birds fly.", {"None of the birds fly."}),
         ("quantifier", "All birds fly.", {"No birds fly."}),
         ("quantifier", "They all sing at all times, not always.", set()),
@@ -65,6 +75,7 @@ def test_members_of_a_class_that_the_prompt_names_come_first():
     text, prompt = "Paris is larger.", "Is Paris larger than Rome?"
     assert made("entity", text, prompt) == {"Rome is larger."}
     assert len(made("entity", text)) > 5
+    assert made("entity", text, "What of Paris?") == set()  # of another city it may be as true
     assert made("entity", text, others=("Tokyo",)) == set()  # several cities are right
     assert made("entity", "No reptiles sing.") == set()
     assert made("entity", "It is carbon dioxide.") == set()
@@ -154,9 +165,8 @@ def test_steps_change_places_or_are_left_out():
     listed = STEPS.replace("Step ", "").replace(":", ".")
     assert made("order", listed) == set()  # a list, for all that one knows
     assert len(made("order", listed, "How do I make tea?")) == 1
-    computed = "2*3=6 bags.\n6*4=24 cups.\nA: 24"
-    assert made("drop", computed) == {"6*4=24 cups.\nA: 24"}
-    assert made("order", computed) == {"6*4=24 cups.\n2*3=6 bags.\nA: 24"}
+    computed = "2*3=6 bags.\n6*4=24 cups.\nA: 24"  # whatever is left unsaid, 24 is right
+    assert made("drop", computed) == made("order", computed) == set()
 
 
 def test_another_option():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from align.negatives.meaning import NON_COMMITTAL, same
+from align.negatives.meaning import NON_COMMITTAL, result_of, same
 
 
 @pytest.mark.parametrize(
@@ -34,4 +34,14 @@ def test_not_the_same(one, other):
 
 def test_answers_to_anything():
     assert NON_COMMITTAL.fullmatch("I have no comment.") and NON_COMMITTAL.fullmatch("It depends")
+    assert NON_COMMITTAL.fullmatch("I don't know for sure")
     assert not NON_COMMITTAL.fullmatch("I know him")
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [("3*60=180 miles, and 45 more", 45), ("x is 7\nA: 1,163", 1163), ("The answer is $57.50.", 57.5), ("#### 5", 5),
+     ("It has 4 legs.", None), ("Born in 1950", None), ("The answer is hidden in the 3rd of many rows", None)],
+)  # fmt: skip
+def test_results(text, result):
+    assert result_of(text) == result

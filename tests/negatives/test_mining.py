@@ -100,6 +100,55 @@ def test_what_is_right_or_there_twice_is_refused(recipe, tmp_path):
     }  # fmt: skip
 
 
+def test_what_another_file_knows_to_be_right_is_no_negative(recipe, tmp_path):
+    """What was sampled and found right; and what was cut off, of which nobody knows."""
+    row = {"prompt": "A?", "positives": ["a"], "negatives": ["also right", "wrong"]}
+    sampled = [
+        {"text": "Also  right", "role": "positive"}, {"text": "cut o", "role": "sample", "note": "truncated"},
+        {"text": "free", "role": "sample"}, {"text": "wrong too", "role": "negative", "note": "a program's error"},
+    ]  # fmt: skip
+    mining_worlds.write(tmp_path / "sampled.jsonl", [{"prompt": "A?", "responses": sampled}])
+    given = (only(tmp_path, row), "mining.keep=9", f"mining.files=[{tmp_path}/sampled.jsonl]")
+    (found,) = mine(recipe, tmp_path / "out", *given)
+    assert sorted(one["text"] for one in negatives(found)) == ["free", "wrong", "wrong too"]
+    assert report(tmp_path / "out")["refused"] == {"the same as a positive": 1}
+    dropped = json.loads((tmp_path / "out" / "mined.json").read_text())["rows"]["dropped"]
+    assert dropped["sample that was not decided: no candidate"]["count"] == 1
+
+
+def test_a_prompt_of_several_rows_is_chosen_for_alike_in_any_order(recipe, tmp_path):
+    rows = [{"prompt": f"Q{n}?", "positives": ["a"], "negatives": [f"w{k}"]} for n in range(9) for k in range(5)]
+    given = ("mining.strategy.name=random", "mining.keep=2")
+    one, other = (
+        {row["prompt"]: row["responses"] for row in mine(recipe, tmp_path / name, only(tmp_path, *own), *given)}
+        for name, own in (("forth", rows), ("back", rows[::-1]))
+    )
+    assert one == other and [len(own) for own in one.values()] == [3] * 9  # the positive once
+
+
+def test_rows_without_a_prompt_have_no_neighbours(recipe, tmp_path):
+    rows = [*mining_worlds.rows(3), *({"prompt": "", "positives": [word]} for word in ("red", "blue"))]
+    found = mine(recipe, tmp_path / "out", only(tmp_path, *rows), "mining={own: false, neighbours: 4, keep: 9}",
+                 f"mining.encoder={recipe.parent / 'encoder'}")  # fmt: skip
+    assert [row["prompt"] for row in found] == [row["prompt"] for row in rows[:3]]
+    assert not {"red", "blue"} & {one["text"] for row in found for one in negatives(row)}
+
+
+def test_a_candidate_without_a_vector_has_no_place_in_a_cluster(recipe, tmp_path, monkeypatch):
+    real = Vectors.compute
+
+    def broken(self, items):
+        return [None if item.response["text"] == "b" else value
+                for item, value in zip(items, real(self, items), strict=True)]  # fmt: skip
+
+    monkeypatch.setattr(Vectors, "compute", broken)
+    row = {"prompt": "A?", "positives": ["a"], "negatives": ["b", "c", "d"]}
+    given = ("mining.scores=[logp]", "mining.strategy={name: clusters}", "mining.keep=3")
+    (found,) = mine(recipe, tmp_path / "out", only(tmp_path, row), *given)
+    assert sorted(one["text"] for one in negatives(found)) == ["c", "d"]
+    assert report(tmp_path / "out")["refused"] == {"no score": 1}
+
+
 def test_ches_keeps_the_lowest_share_of_all_candidates(recipe, tmp_path):
     given = ("mining.scores=[logp]", "mining.encoder=null", "mining.keep=9")
     everything = mine(recipe, tmp_path / "all", *given, "mining.ches_keep=1")
@@ -204,6 +253,8 @@ def test_equal_candidates_are_one_line(recipe, tmp_path, monkeypatch):
     ):
         mine(recipe, tmp_path / "out", *given)
     assert len(mine(recipe, tmp_path / "out", *given, "mining.strategy.name=random")) == 12
+    row = {"prompt": "A?", "positives": ["a"], "negatives": ["b", "b "]}  # one to choose from: nothing is undecided
+    assert len(mine(recipe, tmp_path / "one", only(tmp_path, row))) == 1
 
 
 def test_scores_that_are_no_number_are_told_and_not_kept(recipe, tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ import pytest
 
 from align.cli import run
 from align.data.examples import Example, Response, parse_row, to_row
+from align.data.sources import HOLDOUT, is_held_out
 from align.errors import UserError
 from align.judges import verifiers
 from align.judges.options import Verifier
@@ -55,9 +56,22 @@ def test_a_verifier_has_the_last_word():
     row, verify = example(PROMPT, SOLUTION), verifiers.load(Verifier(name="numeric"))
     found = near_misses(row, verify=verify, most=20)
     kinds = {json.loads(one.made)["kind"] for one in found}
-    assert {"number", "operator"} <= kinds and not {"order", "drop", "unit"} & kinds  # those end in 45
-    assert all(verify(row, one.text).is_right is False for one in found)
-    assert {"order", "drop"} & {json.loads(one.made)["kind"] for one in near_misses(row, most=20)}
+    assert {"number", "operator"} <= kinds and all(verify(row, one.text).is_right is False for one in found)
+    yes = verifiers.load(Verifier(name="tests.negatives.test_nearmiss.all_right"))
+    assert near_misses(row, verify=yes, most=20) == []
+
+
+def all_right(prompt, text, positives):
+    return True
+
+
+def test_a_solution_that_arrives_at_the_right_result_is_not_wrong():
+    """Units, negations and steps in another order leave 45 where it was; without a verifier, too."""
+    found = near_misses(example(PROMPT, SOLUTION), most=20)
+    assert {json.loads(one.made)["kind"] for one in found} == {"number", "operator"}
+    assert all(not one.text.endswith(" 45") for one in found)
+    marked = example("How many?", "It has not 3 legs but 4 hours.\nA: 4")
+    assert all(not one.text.endswith("A: 4") for one in near_misses(marked, most=20))
 
 
 def test_kinds_take_turns_and_neighbours_come_last():
@@ -81,6 +95,25 @@ def test_answers_of_neighbours_that_may_be_right_are_refused():
     told = json.loads(found.made)
     assert found.text == "a vacuole" and told["of"] == other.key and told["span"] == [0, 9]
     assert [(step.end, step.label) for step in found.steps] == [(9, -1)]
+
+
+def test_yes_and_no_of_neighbours():
+    """Another question's `No, ...` is what is right here, too; a noun is no answer to a question of yes or no."""
+    far = [example(f"What is {word}?", word) for word in ("tea", "milk", "bread", "salt")]
+    row = example("Are there cats that bark loudly?", "No, all of them mew")
+    for answer, count in (("No, carpets cannot swim", 0), ("Yes, dogs often do that", 1), ("Christians do it all", 0)):
+        others = [example("Are there dogs that bark loudly at night?", answer), *far]
+        assert len(near_misses(row, *others, kinds=["neighbour"])) == count, answer
+
+
+def test_what_is_held_out_gives_no_answers_to_others():
+    """Of 60 prompts that ask alike, those that a recipe would hold out are no prompt's neighbours."""
+    rows = [example(f"Which {word} is red, {word} {n} or {word} 7?", f"{chr(65 + n % 26)}{n}x") for n in range(60)
+            for word in ("cat", "dog")]  # fmt: skip
+    held_out = {row.key for row in rows if is_held_out(row, HOLDOUT)}
+    makes = NearMisses(rows, kinds=["neighbour"])
+    of = [json.loads(one.made)["of"] for row in rows for one in makes.of(row)]
+    assert held_out and len(of) > 50 and not held_out & set(of)
 
 
 def test_nothing_is_wrong_in_what_is_invented():

@@ -100,15 +100,17 @@ def test_the_nearest_are_those_of_a_plain_search(count, monkeypatch):
 def test_neighbours_give_positives_that_are_not_held_out(tmp_path):
     rows = [{"prompt": f"{n}?", "positives": [f"right {n}"], "negatives": ["no"]} for n in range(40)]
     rows += [{"prompt": "bare?", "negatives": ["no"]}]
+    rows += [{"prompt": [{"role": "user", "content": "Bare? "}], "positives": ["right here, too"]}]
     found = pool(tmp_path, rows)
-    vectors = np.eye(41, dtype=np.float32) + 1.0
+    vectors = np.eye(42, dtype=np.float32) + 1.0
     near = Neighbours(found, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), 0.3, tmp_path / "table", 40)
-    given = set(texts(near.candidates(40)))
+    given = set(texts(near.candidates(40, found[40])))
     from align.data.sources import is_held_out
 
     kept = {f"right {n}" for n in range(40) if not is_held_out(found[n].example(found[n].positives), 0.3)}
     assert given == kept and 20 < len(kept) < 38
-    assert f"right {0}" not in texts(near.candidates(0))
-    assert near.candidates(40)[0].origin.startswith("neighbour ")
+    assert "right here, too" in texts(near.candidates(0, found[0]))  # to another question
+    assert f"right {0}" not in texts(near.candidates(0, found[0]))
+    assert near.candidates(40, found[40])[0].origin.startswith("neighbour ")
     near.close()
     assert not (tmp_path / "table").exists()

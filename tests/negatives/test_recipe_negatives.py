@@ -25,6 +25,7 @@ def load(tmp_path, *overrides: str):
     [
         (["degrade={}", "repair={}"], "repair: cannot go with degrade"),
         (["degrade={}", "rollouts={}"], "degrade: cannot go with rollouts"),
+        (["degrade={}", "mining.neighbours=1"], "degrade: cannot go with mining"),
         (["degrade.condition=evidense"], "did you mean 'evidence'?"),
         (["degrade.kept_by=verifier"], "degrade.verifier: is missing"),
         (["degrade.verifier={}"], "degrade.verifier: is not for kept_by margin"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from align.cli import run as align
-from align.data.examples import Example, Response
+from align.data.examples import Example, Response, Step, parse_row
+from align.data.sources import is_held_out
 from align.errors import UserError
 from align.generation import Policy
 from align.negatives import audit, cascade
@@ -31,9 +33,9 @@ def finding(example: Example, index: int, doubt: float = 1.0) -> Finding:
     return Finding(pair, {"margin": -1.0}, doubt, is_suspect=True, is_wrong=True)
 
 
-def done(example: Example, index: int, action: str, made=None) -> list[tuple] | None:
+def done(example: Example, index: int, action: str) -> list[tuple] | None:
     """(text, role, weight) of the row after an action."""
-    row = mended(example, made or [None] * len(example.responses), {index: (action, finding(example, index, 0.6))})
+    row = mended(example, {index: (action, finding(example, index, 0.6))})
     return row and [(one["text"], one["role"], one.get("weight", 1.0)) for one in row["responses"]]
 
 
@@ -52,13 +54,34 @@ def test_what_becomes_of_one_negative_among_several():
 
 
 def test_a_response_says_what_was_done_and_how_it_was_made_before():
-    row = mended(MANY, [None, {"by": "degrade"}, {"by": "nearmiss"}], {1: ("relabel", finding(MANY, 1))})
+    good, *bad = MANY.responses
+    made = [dataclasses.replace(one, made=json.dumps({"by": f"{one.text}-maker"})) for one in bad]
+    given = dataclasses.replace(MANY, responses=(good, *made))
+    row = mended(given, {1: ("relabel", finding(given, 1))})
     first, second, third = (one.get("made") for one in row["responses"])
-    assert first is None and third == {"by": "nearmiss"}
+    assert first is None and third == {"by": "c-maker"}
     assert second == {
         "by": "repair", "action": "relabel", "was": {"role": "negative"}, "evidence": {"margin": -1.0},
-        "before": {"by": "degrade"},
+        "before": {"by": "b-maker"},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("action", ["flip", "relabel"])
+def test_rewards_and_steps_go_with_the_role(action):
+    """The good answer's steps spoke of a good one; a relabelled negative is worth what the worst positive is."""
+    good = Response("good", "positive", reward=1.0, steps=(Step(4, 1),))
+    bad = Response("bad", "negative", reward=-1.0, steps=(Step(3, -1),))
+    pair = Example("Q?", (dataclasses.replace(good, reward=0.9), bad), "tiny", "rows:1")
+    many = Example("Q?", (good, dataclasses.replace(good, text="fair", reward=0.9), bad), "tiny", "rows:1")
+    row = mended(many, {2: (action, finding(many, 2))})
+    assert [one["reward"] for one in row["responses"]] == [1.0, 0.9, 0.9]
+    assert ["steps" in one for one in row["responses"]] == [True, True, False]
+    was = row["responses"][2]["made"]["was"]
+    assert was == {"role": "negative", "reward": -1.0, "steps": [{"end": 3, "label": -1}]}
+    row = mended(pair, {1: (action, finding(pair, 1))})
+    first, second = row["responses"]
+    assert second["reward"] == 0.9 and second["role"] == "positive" and "steps" not in second
+    assert (first["reward"], "steps" in first) == ((-1.0, False) if action == "flip" else (0.9, True))
 
 
 def test_proposals():
@@ -119,6 +142,9 @@ def test_the_audit_file_keeps_decisions_and_is_read_strictly(tmp_path):
         file.write_text(wrong)
         with pytest.raises(UserError, match=message):
             audit.read(file)
+    file.write_bytes(b'{"id": "\xe4"}')
+    with pytest.raises(UserError, match=r"rows.audit.jsonl: is not UTF-8"):
+        audit.read(file)
 
 
 def test_features_are_means_over_the_answer_and_are_computed_once(tmp_path, monkeypatch):
@@ -156,6 +182,7 @@ data:      {{sources: [{folder}/rows.jsonl], max_length: 128}}
 objective: {{name: simpo}}
 repair:    {{copies: 3, folds: 3}}
 train:     {{precision: fp32}}
+eval:      {{holdout: 0.0}}
 output:    {folder}/state
 """
 PLANTED = {3, 11, 17, 26, 33, 38}
@@ -180,6 +207,24 @@ def world(tmp_path_factory) -> Path:
 def repaired(world: Path, out: Path, *overrides: str) -> list[dict]:
     align(["negatives", "repair", str(world / "recipe.yaml"), "--out", str(out), *overrides])
     return lines(out)
+
+
+def test_what_is_held_out_is_neither_learned_from_nor_mended(world, tmp_path):
+    """Every row is given to the judge that finds all labels wrong, but for those that are held out."""
+    judge = "judges={function: {name: tests.negatives.test_repair.is_bad}}"
+    given = ["repair={suspects: all, cascade: [function], action: flip}", judge, "eval.holdout=0.3"]
+    (tmp_path / "rows.jsonl").write_text((world / "rows.jsonl").read_text() + "no json\n")
+    given += [f"data.sources=[{tmp_path / 'rows.jsonl'}]", "data.on_bad_rows=skip", f"output={tmp_path / 'state'}"]
+    rows, facts = repaired(world, tmp_path / "out.jsonl", *given), json.loads((tmp_path / "out.jsonl.json").read_text())
+    for row in rows:
+        example = parse_row(row, source="", place="")
+        assert ("made" in row["responses"][0]) != is_held_out(example, 0.3)
+    assert 4 < facts["rows_held_out"] < 20 and facts["pairs"] == 40 - facts["rows_held_out"]
+    assert facts["dropped"]["broken"]["count"] == 1
+
+
+def is_bad(example, text, ends):
+    return [float(text == example.texts("negative")[0])]
 
 
 def is_small(example, text, ends):

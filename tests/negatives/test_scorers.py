@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+import json
 import math
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from align import models
 from align.data.ledger import Ledger
 from align.errors import UserError
+from align.judges.options import Verifier
 from align.negatives import scorer_models, scorers
 from align.negatives.encoder import Encoder, by_length
 from align.negatives.mining import Mine
@@ -167,6 +172,20 @@ def test_verdicts(recipe, tmp_path):
     assert found[VERDICT].candidates.tolist() == [scorers.RIGHT, scorers.WRONG, scorers.UNDECIDED]
 
 
+def test_a_function_of_the_users_that_changes_is_asked_again(tmp_path, monkeypatch):
+    """Its verdicts hang on its source, those of compiled ones on their name."""
+    monkeypatch.chdir(tmp_path)
+    described = []
+    for number in (0, 1):
+        (tmp_path / f"own{number}").mkdir()
+        (tmp_path / f"own{number}" / "own_verifier.py").write_text(f"def check(*given):\n    return {number} == 1\n")
+        monkeypatch.syspath_prepend(tmp_path / f"own{number}")
+        monkeypatch.delitem(sys.modules, "own_verifier", raising=False)
+        described.append(scorers.Verdicts(Verifier(name="own_verifier.check")).identity)
+    assert described[0] != described[1]
+    assert scorers.Verdicts(Verifier(name="operator.contains")).identity
+
+
 def test_what_is_scored_here_is_in_the_store_of_references(recipe, tmp_path, monkeypatch):
     """A second cache of scores asks the store, and no forward is made."""
     scored(recipe, tmp_path, "mining.scores=[logp]", "mining.encoder=null")
@@ -222,9 +241,54 @@ def test_an_encoder_that_is_not_installed_is_told(recipe, tmp_path, monkeypatch)
 def test_an_encoder_that_pools_otherwise_is_refused(tmp_path):
     mining_worlds.save_encoder(tmp_path / "encoder")
     (tmp_path / "encoder" / "1_Pooling").mkdir()
-    (tmp_path / "encoder" / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
-    with pytest.raises(UserError, match="does not make its vectors as means over tokens"):
-        Encoder(tmp_path / "encoder")
+    pooling, modules = tmp_path / "encoder" / "1_Pooling" / "config.json", tmp_path / "encoder" / "modules.json"
+    dense = '[{"type": "sentence_transformers.models.Transformer"}, {"type": "sentence_transformers.models.Dense"}]'
+    mean, largest = "pooling_mode_mean_tokens", "pooling_mode_max_tokens"
+    for modes, steps in (([largest], "[]"), ([mean, largest], "[]"), ([mean], dense)):
+        pooling.write_text(json.dumps(dict.fromkeys(modes, True)))
+        modules.write_text(steps)
+        with pytest.raises(UserError, match="does not make its vectors as means over tokens"):
+            Encoder(tmp_path / "encoder")
+    modules.write_text(dense.replace("Dense", "Normalize"))
+    assert Encoder(tmp_path / "encoder").encode(["a"]).shape == (1, 16)
+
+
+def test_of_a_hub_id_all_that_is_read_is_fetched(recipe, tmp_path, monkeypatch):
+    """A repository of which nothing is there yet; its identity is that of its weights."""
+    fetched = []
+
+    def snapshot_download(name, revision=None, allow_patterns=()):
+        fetched.append((name, revision))
+        for file in (recipe.parent / "encoder").rglob("*"):
+            if any(fnmatch.fnmatch(file.name, pattern) for pattern in allow_patterns):
+                (tmp_path / "hub").mkdir(exist_ok=True)
+                shutil.copy(file, tmp_path / "hub")
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    vectors = scorers.Vectors("lab/encoder")
+    assert fetched == [("lab/encoder", None)]
+    assert vectors.identity == scorer_models.files_sha256(recipe.parent / "encoder")
+    assert vectors.encode(["one"]) == pytest.approx(Encoder(recipe.parent / "encoder").encode(["one"]))
+
+
+def test_rewards_of_a_model_without_a_padding_token(recipe, tmp_path):
+    """The reward is that of the last token, the end of the turn, whatever the batch is filled up with."""
+    mining_worlds.save_reward_model(tmp_path / "reward")
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json"):
+        if (file := tmp_path / "reward" / name).exists():
+            given = json.loads(file.read_text())
+            file.write_text(json.dumps({key: one for key, one in given.items() if not key.startswith("pad_token")}))
+    model = RewardModel(str(tmp_path / "reward"))
+    assert model.tokenizer.pad_token_id is None
+    loaded = mining_worlds.load(recipe, tmp_path / "out")
+    row = Mine(loaded, tmp_path, ScoreCache(tmp_path / "scores.sqlite"), Ledger()).pool[3]
+    plain, wanted = AutoModelForSequenceClassification.from_pretrained(recipe.parent / "reward"), []
+    for one in all_of(row):
+        with torch.no_grad():
+            hidden = plain.model(torch.tensor([ids_of(row, one)[0]])).last_hidden_state[0, -1]
+            wanted.append(plain.score(hidden).item())
+    assert model.score([Item(row, one) for one in all_of(row)]) == pytest.approx(wanted, abs=1e-4)
 
 
 def test_another_model_has_other_scores(recipe, tmp_path):

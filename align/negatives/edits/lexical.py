@@ -23,17 +23,30 @@ def entity_edits(answer: Answer, draw: Random) -> Iterator[Edit]:
     for found in WORD.finditer(answer.text):
         others = words.CLASSMATES.get(found[0], [])
         named = [other for other in others if re.search(rf"\b{other}\b", answer.prompt + "\n" + answer.text)]
-        if others and not _is_as_true(answer, found, others):
+        if others and not _is_as_true(answer, found, others, named):
             edit = exchange(answer, "entity", found, draw.choice(named or others))
             if edit:
                 yield edit
 
 
-def _is_as_true(answer: Answer, found: re.Match, others: list[str]) -> bool:
-    """Whether another one of the class would be as true, or no word: in a negated sentence, where several are right."""
-    is_label = re.match(r"[- ]?\d|\s+(?:di|mon)oxide", answer.text[found.end() :])
+_NO_NAME = re.compile(r"[- ]?\d|\s+(?:di|mon)oxide|\s+(?:out|up|off|down)\b")  # behind it: a label, a verb (black out)
+_AS_VERB = re.compile(
+    r"\b(?:will|would|can|could|may|might|must|should|to|n['’]t)\s+(?:also\s+|probably\s+|then\s+)?$", re.IGNORECASE
+)  # in front of a word in small letters: to star in a film
+
+
+def _is_as_true(answer: Answer, found: re.Match, others: list[str], named: list[str]) -> bool:
+    """Whether another one of the class would be as true, or no word there.
+
+    So it is in a negated sentence, where several are right, and of the one thing that the prompt asks about: with
+    another the answer is one to another question.
+    """
+    is_no_name = _NO_NAME.match(answer.text, found.end()) or (
+        found[0].islower() and _AS_VERB.search(answer.before(found.start()))
+    )
     also_right = any(other in others for text in answer.others for other in WORD.findall(text))
-    return bool(is_label) or also_right or answer.is_negated(found.start())
+    is_topic = not named and re.search(rf"\b{found[0]}\b", answer.prompt)
+    return bool(is_no_name or is_topic) or also_right or answer.is_negated(found.start())
 
 
 def opposite_edits(answer: Answer, draw: Random) -> Iterator[Edit]:
@@ -49,7 +62,8 @@ def opposite_edits(answer: Answer, draw: Random) -> Iterator[Edit]:
     for found in re.finditer(r"(?<!\bany )(?<!\bonce )(?<!\bone )(?<!\bsome )(?<!\bno )(?<!\bor )\b(more|less|fewer)\b"
                              r"(?! or\b| than\b)(?=\s+([a-z]+))", answer.text):  # fmt: skip
         new = "more" if found[1] != "more" else "fewer" if re.search(r"[^s]s$", found[2]) else "less"
-        yield replace(answer, "opposite", *found.span(1), new)
+        if not answer.is_negated(found.start()):
+            yield replace(answer, "opposite", *found.span(1), new)
 
 
 _VAGUE = re.compile(r"\b(?:may|might|could|can|sometimes|some|either|or)\b(?:\s+\w+){0,3}\s+$", re.IGNORECASE)

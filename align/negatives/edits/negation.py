@@ -20,10 +20,16 @@ _NOUN_BEFORE = re.compile(
     r"\b(?:the|an?|his|her|their|our|your|its|these|those|some|of|and|common|main|possible)\s+$", re.I
 )
 _SUBORDINATE = re.compile(
-    r"\b(?:if|when|which|that|who|whose|whether|because|although|though|while|as|what|how|where|why)\b", re.IGNORECASE
+    r"\b(?:if|when|which|that|who|whose|whether|because|although|though|while|as|what|how|where|why|than|provided)\b",
+    re.IGNORECASE,
 )
-_HEDGED = re.compile(r"\b(?:may|might|could|perhaps|maybe|sometimes|only|also|both|either|probably|would|let)\b", re.I)
+_CONDITION = re.compile(r"\b(?:if|when|provided|as long as|because|although|though|while|than)\b", re.IGNORECASE)
+_HEDGED = re.compile(
+    r"\b(?:may|might|could|perhaps|maybe|sometimes|only|also|both|either|probably|would|let|few|little|rarely|seldom)\b",
+    re.IGNORECASE,
+)
 _UNCOUNTED = {"evidence", "information", "proof", "research", "doubt", "data", "money", "water", "truth", "support"}
+_PLURAL_NEXT = re.compile(r"\s+\w+\s+(?!(?:is|was|has|does|as|its|his|this|besides)\b)\w+[^s\W]s\b")  # special powers
 _ANY = re.compile(r"\bany(?=\b|thing\b|one\b|body\b|where\b)")
 _HANGS_ON_IT = re.compile(r"\b(?:ever|yet|at all|anymore|even|much)\b", re.IGNORECASE)
 _ANSWER = re.compile(r"(?:Yes|No)\b(?=[,.!;:]|\s*$)")
@@ -70,6 +76,8 @@ def _without_not(answer: Answer, begin: int, end: int) -> Edit | None:
     if len(found) != 1 or re.search(r"\bnot only\b|\bnot just\b|\bif not\b|\bor not\b", sentence, re.I):
         return None
     (one,) = found
+    if _CONDITION.search(answer.text, start, one.start()):
+        return None  # a condition turned round leaves what is said of it as it was
     behind = re.compile(r"\s+([A-Za-z]+)").match(answer.text, one.end(), end)
     word = one[0].lower()
     if word in ("not", "no") and behind:
@@ -81,7 +89,8 @@ def _without_not(answer: Answer, begin: int, end: int) -> Edit | None:
         noun = behind[1]
         if word == "no" and noun in ("longer", "one", "more", "such"):
             return None
-        new = noun if word == "not" else _some(noun, answer.text[one.end() : end])
+        is_plural = word == "no" and re.search(r"\b(?:are|were)$", before) is not None
+        new = noun if word == "not" or is_plural else _some(noun, answer.text[one.end() : end])
         return Edit("negation", one.start(), behind.end(), ((one.start(), behind.end(), new),))
     if word == "cannot":
         return replace(answer, "negation", *one.span(), "can")
@@ -99,7 +108,7 @@ def _without_not(answer: Answer, begin: int, end: int) -> Edit | None:
 
 def _some(noun: str, behind: str) -> str:
     """What stands for `no X`: X of several, some of what cannot be counted, else one."""
-    if noun.endswith("s"):
+    if noun.endswith("s") or _PLURAL_NEXT.match(behind):
         return noun
     if _UNCOUNTED & set(re.findall(r"\w+", behind)[:3]):
         return f"some {noun}"

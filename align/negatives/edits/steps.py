@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import pairwise
 from random import Random
 
-from align.judges.segment import segment
 from align.negatives.edits import Answer, Edit
-from align.negatives.edits.equations import equations_of, numbers_of
 
 _STEP = re.compile(r"^[^\S\n]*(?:[#*>]+\s*)?\**(?:Step\s+)(\d+)\b", re.IGNORECASE | re.MULTILINE)
 _ORDERED = re.compile(
@@ -26,15 +23,15 @@ _CHOSEN = re.compile(
 
 
 def order_edits(answer: Answer, draw: Random) -> Iterator[Edit]:
-    """Two neighbouring steps change places; the second one needs the first."""
-    for one, other, _ in _dependent(answer):
+    """Two neighbouring steps of a procedure change places."""
+    for one, other, _ in _numbered(answer):
         first, second = answer.text[slice(*one)], answer.text[slice(*other)]
         yield Edit("order", one[0], other[1], ((*one, second), (*other, first)))
 
 
 def drop_edits(answer: Answer, draw: Random) -> Iterator[Edit]:
-    """A step is left out that the next one needs; what is wrong is the step that stands there instead."""
-    for one, other, renumbered in _dependent(answer):
+    """A step of a procedure is left out; what is wrong is the step that stands there instead."""
+    for one, other, renumbered in _numbered(answer):
         new = answer.text[slice(*other)]
         yield Edit("drop", one[0], other[1], ((one[0], other[1], new), *renumbered))
 
@@ -42,30 +39,12 @@ def drop_edits(answer: Answer, draw: Random) -> Iterator[Edit]:
 Span = tuple[int, int]
 
 
-def _dependent(answer: Answer) -> list[tuple[Span, Span, list[tuple[int, int, str]]]]:
-    """(step, the next one, pieces that number later steps anew) where the next step needs the one before it.
-
-    Steps are without the spaces, and without the numbers, that stand around them.
-    """
-    return _computed(answer.text) or _numbered(answer)
-
-
-def _computed(text: str) -> list[tuple[Span, Span, list]]:
-    """Lines or sentences that compute with the result of the one before."""
-    numbers, equations = numbers_of(text), equations_of(text)
-    ends = segment(text, "lines") if "\n" in text.strip() else segment(text, "sentences")
-    spans, found = [_stripped(text, *span) for span in pairwise((0, *ends))], []
-    for one, other in pairwise(spans):
-        results = {numbers[e.result][0] for e in equations if one[0] <= e.start < one[1]}
-        needed = {numbers[index][0] for e in equations if other[0] <= e.start < other[1] for index in e.numbers}
-        before = {number[0] for number in numbers if number.start() < one[0]}
-        if (results & needed) - before:
-            found.append((one, other, []))
-    return found
-
-
 def _numbered(answer: Answer) -> list[tuple[Span, Span, list[tuple[int, int, str]]]]:
-    """`Step 1:` and the like; plain numbers only under a prompt that asks for a procedure."""
+    """(step, the next one, pieces that number later steps anew) of `Step 1:` and the like.
+
+    Plain numbers count only under a prompt that asks for a procedure. Steps are without the spaces, and without the
+    numbers, that stand around them.
+    """
     marks = list(_STEP.finditer(answer.text))
     if len(marks) < 3 and _ORDERED.search(answer.prompt):
         marks = list(_ITEM.finditer(answer.text))

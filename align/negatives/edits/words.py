@@ -18,8 +18,7 @@ possible impossible | true false | correct incorrect | likely unlikely | necessa
 positive negative | inner outer | internal external | inside outside | above below | before after | northern southern
 eastern western | north south | east west | top bottom | minimum maximum | attract repel | attracts repels
 expand contract | expands contracts | rises falls | rising falling | gains loses | gained lost | bought sold | win lose
-wins loses | won lost | full empty | wet dry | alive dead | male female | man woman | men women | boy girl | boys girls
-husband wife | mother father | brother sister | sons daughters | son daughter | uncle aunt | king queen
+wins loses | won lost | full empty | wet dry | alive dead
 renewable nonrenewable | predator prey | predators prey | producers consumers | producer consumer
 conductor insulator | conductors insulators | metals nonmetals | metal nonmetal | dominant recessive
 inherited learned | visible invisible | permanent temporary
@@ -63,6 +62,18 @@ _CLASSES = {
     "kind of body": "planet star comet asteroid moon",
     "plant part": "roots stems leaves flowers seeds",
     "part of a plant": "root stem leaf flower seed",
+    "sex": "male female",
+    "man": "man woman",
+    "men": "men women",
+    "child": "boy girl",
+    "children": "boys girls",
+    "spouse": "husband wife",
+    "parent": "mother father",
+    "sibling": "brother sister",
+    "offspring": "son daughter",
+    "offspring of several": "sons daughters",
+    "relative": "uncle aunt",
+    "ruler": "king queen",
     "language": "Python Java JavaScript Ruby PHP Rust",
     "name": "John Mary James Sarah David Emily Michael Anna Robert Lisa William Laura Daniel Susan Thomas Karen Mark "
     "Paul Julia Peter Linda Kevin Nancy Brian Jenny Jason Rachel Ryan Megan Eric Diana Adam Grace Jack Alice Sam Kate "
