@@ -124,7 +124,7 @@ class Pool:
                     positives.setdefault(said(response), response)
                 else:
                     right.append(said(response))
-        candidates.sort(key=lambda one: (one.origin != OWN, json.dumps(one.response, sort_keys=True)))
+        candidates.sort(key=_place_of)
         head = {name: value for name, value in main["row"].items() if name != "responses"}
         return PromptRow(main["key"], main["place"], head, list(positives.values()), candidates, right)
 
@@ -132,6 +132,11 @@ class Pool:
         """Ends the use of the pool and deletes its file."""
         self._file.close()
         self.path.unlink(missing_ok=True)
+
+
+def _place_of(candidate: Candidate) -> tuple:
+    """Where a candidate stands among those of its prompt, whatever the order of rows."""
+    return candidate.origin != OWN, said(candidate.response), json.dumps(candidate.response, sort_keys=True)
 
 
 def _lines(recipe: Recipe, ledger: Ledger) -> Iterator[tuple[bytes, int, bool]]:

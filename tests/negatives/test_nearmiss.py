@@ -76,8 +76,8 @@ def test_a_solution_that_arrives_at_the_right_result_is_not_wrong():
 
 def test_kinds_take_turns_and_neighbours_come_last():
     rows = [
-        example(PROMPT, SOLUTION),
-        example("He walks back 7 miles. How far is he then?", "Cats sleep 7*2=14 weeks long each year, all.\nA: 14"),
+        example("How many legs has a cat in winter?", "It has four legs. The cat is big and hot."),
+        example("How many days has the winter?", "It lasts for ninety days. The wind is cold and wet."),
     ]
     rows += [example(f"What is {word}?", word) for word in ("tea", "milk")]
     kinds = [json.loads(one.made)["kind"] for one in near_misses(*rows, most=50)]
@@ -107,9 +107,8 @@ def test_yes_and_no_of_neighbours():
 
 
 def test_what_is_held_out_gives_no_answers_to_others():
-    """Of 60 prompts that ask alike, those that a recipe would hold out are no prompt's neighbours."""
-    rows = [example(f"Which {word} is red, {word} {n} or {word} 7?", f"{chr(65 + n % 26)}{n}x") for n in range(60)
-            for word in ("cat", "dog")]  # fmt: skip
+    """Thirty times four prompts ask alike; those that a recipe would hold out are no prompt's neighbours."""
+    rows = [example(f"Which cat{n // 4} is number{n}?", f"{chr(65 + n % 26)}{n}x") for n in range(120)]
     held_out = {row.key for row in rows if is_held_out(row, HOLDOUT)}
     makes = NearMisses(rows, kinds=["neighbour"])
     of = [json.loads(one.made)["of"] for row in rows for one in makes.of(row)]

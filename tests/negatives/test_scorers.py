@@ -168,8 +168,9 @@ def test_verdicts(recipe, tmp_path):
     rows = [{"prompt": "2 + 2?", "positives": ["It is 4."], "negatives": ["Surely 4", "5", "no idea"]}]
     mining_worlds.write(tmp_path / "rows.jsonl", rows)
     given = (f"data.sources=[{tmp_path / 'rows.jsonl'}]", "mining.verifier.name=numeric")
-    _, found = scored(recipe, tmp_path, *given, index=0)
-    assert found[VERDICT].candidates.tolist() == [scorers.RIGHT, scorers.WRONG, scorers.UNDECIDED]
+    row, found = scored(recipe, tmp_path, *given, index=0)
+    assert [one.response["text"] for one in row.candidates] == ["5", "Surely 4", "no idea"]
+    assert found[VERDICT].candidates.tolist() == [scorers.WRONG, scorers.RIGHT, scorers.UNDECIDED]
 
 
 def test_a_function_of_the_users_that_changes_is_asked_again(tmp_path, monkeypatch):
