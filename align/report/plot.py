@@ -16,7 +16,7 @@ from align.report.markup import attribute, script_json, text
 from align.report.scale import Scale
 
 WIDTH, HEIGHT = 480, 236
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 460, 22, 204
+_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 460, 22, 204
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "9 2 2 2 2 2", "")
 _SHAPES = (  # markers around (0, 0)
     "M-3.6 0a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0 -7.2 0",
@@ -31,7 +31,7 @@ _SHAPES = (  # markers around (0, 0)
 STYLES = len(_SHAPES)
 NEUTRAL = 7  # the style of a line that is alone
 _MARKERS = 6  # most markers on a line
-_DIGIT = 9.0  # width of a digit, as large as narrow screens show it
+_DIGIT = 10.0  # width of a digit in a wide font, as large as narrow screens show it
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,8 @@ def _label(value: float, step: float) -> str:
         return "0"
     if step >= 1000:
         return f"{value / 1e6:g}M" if step >= 1e6 else f"{value / 1e3:g}k"
-    if step < 1e-3:
-        mantissa, power = f"{value:.6e}".split("e")
-        return f"{float(mantissa):g}e{int(power)}"
-    return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+    plain = f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+    if step >= 1e-3:
+        return plain
+    mantissa, power = f"{value:.6e}".split("e")
+    return min(f"{float(mantissa):g}e{int(power)}", plain, key=len)
