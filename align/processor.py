@@ -22,6 +22,8 @@ _KEEP_MEMORY = {-3: 2**30, -1: 2**31 - 1}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD 
 def prepare() -> None:
     """Called once by a process that trains or scores, before it loads weights."""
     use_all_cores()
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, where it is installed, warns that it guesses so
     if not torch.cuda.is_available():
         keep_memory()
         multiply_through_onednn()
