@@ -15,8 +15,8 @@ from align.report import scale
 from align.report.markup import attribute, script_json, text
 from align.report.scale import Scale
 
-WIDTH, HEIGHT = 480, 236
-_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 460, 22, 204
+WIDTH, HEIGHT = 480, 246
+_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 460, 30, 208
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "9 2 2 2 2 2", "")
 _SHAPES = (  # markers around (0, 0)
     "M-3.6 0a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0 -7.2 0",
@@ -31,7 +31,8 @@ _SHAPES = (  # markers around (0, 0)
 STYLES = len(_SHAPES)
 NEUTRAL = 7  # the style of a line that is alone
 _MARKERS = 6  # most markers on a line
-_DIGIT = 10.0  # width of a digit in a wide font, as large as narrow screens show it
+_DIGIT = 10.5  # width of a bold digit, as large as narrow screens show it
+_PLAIN_DIGIT, _LONGEST = 7.2, 7  # width of one elsewhere; ticks of more characters are squeezed
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,22 @@ def _axes(x: Scale, y: Scale) -> str:
     for value, label in y.ticks(5):
         at = f"{y(value):.1f}"
         parts.append(f'<path class="grid" d="M{_LEFT} {at}H{_RIGHT}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{at}" dy=".35em" text-anchor="end">{text(label)}</text>')
+        place = f'x="{_LEFT - 6}" y="{at}" dy=".35em" text-anchor="end"{_squeezed(label)}'
+        parts.append(f'<text class="tick" {place}>{text(label)}</text>')
     for value, label in x.ticks(6):
         at = f"{x(value):.1f}"
         parts.append(f'<path class="axis" d="M{at} {_BOTTOM}v4"/>')
-        parts.append(f'<text class="tick" x="{at}" y="{_BOTTOM + 15}" text-anchor="middle">{text(label)}</text>')
+        parts.append(f'<text class="tick" x="{at}" y="{_BOTTOM + 16}" text-anchor="middle">{text(label)}</text>')
     parts.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}"/>')
-    parts.append(f'<text class="tick" x="{_RIGHT}" y="{HEIGHT - 3}" text-anchor="end">optimiser step</text>')
+    parts.append(f'<text class="tick" x="{_RIGHT}" y="{HEIGHT - 4}" text-anchor="end">optimiser step</text>')
     return "".join(parts)
+
+
+def _squeezed(label: str) -> str:
+    """The attributes that keep a long label within the left margin."""
+    if len(label) <= _LONGEST:
+        return ""
+    return f' textLength="{min(_LEFT - 6, _PLAIN_DIGIT * len(label)):.1f}" lengthAdjust="spacingAndGlyphs"'
 
 
 def _line(line: Line, x: Scale, y: Scale, phase: float | None) -> str:
@@ -158,8 +167,8 @@ def _flags(flags: Sequence[Flag], x: Scale) -> str:
         at, told = x(group[0].step), _told(group)
         says = "; ".join(f"step {flag.step}: {flag.text}" for flag in group[:5])
         parts.append(
-            f'<g class="flag"><title>{text(says)}</title><path d="M{at:.1f} {_BOTTOM}V{_TOP - 14}"/>'
-            f'<text x="{min(at + 2, WIDTH - _DIGIT * len(told)):.1f}" y="{_TOP - 8}">{told}</text></g>'
+            f'<g class="flag"><title>{text(says)}</title><path d="M{at:.1f} {_BOTTOM}V{_TOP - 22}"/>'
+            f'<text x="{min(at + 2, WIDTH - _DIGIT * len(told)):.1f}" y="{_TOP - 12}">{told}</text></g>'
         )
     return "".join(parts)
 
