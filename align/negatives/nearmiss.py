@@ -18,6 +18,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from random import Random
 from typing import NamedTuple
 
@@ -91,6 +92,7 @@ class NearMisses:
         """
         known = {normal_form(one.said) for one in example.responses}
         known |= {normal_form(text) for text in self.good[example.key]}
+        results = {result_of(text) for text in self.good[example.key]}
         order = sorted(self._draw(example).sample(self.kinds, len(self.kinds)), key=lambda kind: kind == NEIGHBOUR)
         waiting = [(kind, self._candidates(example, kind)) for kind in order]
         found: list[Response] = []
@@ -99,7 +101,7 @@ class NearMisses:
             if kind == NEIGHBOUR and waiting:
                 waiting.append((kind, candidates))
                 continue
-            accepted = next((one for one in candidates if self._is_wrong(example, one.text, known)), None)
+            accepted = next((one for one in candidates if self._is_wrong(example, one.text, known, results)), None)
             if accepted is not None:
                 known.add(normal_form(accepted.text))
                 found.append(accepted.response())
@@ -110,12 +112,13 @@ class NearMisses:
     def _draw(self, example: Example, *more: str) -> Random:
         return Random("/".join([str(self.seed), example.key, *more]))
 
-    def _is_wrong(self, example: Example, text: str, known: set[str]) -> bool:
+    def _is_wrong(self, example: Example, text: str, known: set[str], results: set[Fraction | None]) -> bool:
         """Whether a text is another answer than all that are known, and wrong as far as can be told."""
-        form, numbers = normal_form(text), numbers_of(text)
-        if not form or form in known:
+        numbers = numbers_of(text)
+        if numbers and value_of(numbers[-1][0]) in results:
             return False
-        if numbers and value_of(numbers[-1][0]) in map(result_of, self.good[example.key]):
+        form = normal_form(text)
+        if not form or form in known:
             return False
         return self.verify is None or self.verify(example, text).is_right is False
 

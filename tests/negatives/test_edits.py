@@ -49,6 +49,7 @@ def made(kind: str, text: str, prompt: str = "", others: tuple[str, ...] = ()) -
         ("negation", "You can't win.", {"You can win."}),
         ("negation", "There is no rule.", {"There is a rule."}),
         ("negation", "There is no scientific evidence.", {"There is some scientific evidence."}),
+        ("negation", "I have no personal knowledge.", {"I have some personal knowledge."}),
         ("negation", "There are no rules.", {"There are rules."}),
         ("negation", "He did not do anything to any cat.", {"He did do something to some cat."}),
         ("negation", "He did not do it at all.", set()),

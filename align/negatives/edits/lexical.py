@@ -20,10 +20,13 @@ def unit_edits(answer: Answer, draw: Random) -> Iterator[Edit]:
 
 def entity_edits(answer: Answer, draw: Random) -> Iterator[Edit]:
     """A name or thing for another of its class: one that the prompt names, if there is one."""
+    asked = set(re.findall(r"\w+", answer.prompt))
+    said = asked | set(re.findall(r"\w+", answer.text))
     for found in WORD.finditer(answer.text):
         others = words.CLASSMATES.get(found[0], [])
-        named = [other for other in others if re.search(rf"\b{other}\b", answer.prompt + "\n" + answer.text)]
-        if others and not _is_as_true(answer, found, others, named):
+        named = [other for other in others if other in said]
+        is_topic = not named and found[0] in asked  # of another thing the answer is one to another question
+        if others and not is_topic and not _is_as_true(answer, found, others):
             edit = exchange(answer, "entity", found, draw.choice(named or others))
             if edit:
                 yield edit
@@ -35,18 +38,13 @@ _AS_VERB = re.compile(
 )  # in front of a word in small letters: to star in a film
 
 
-def _is_as_true(answer: Answer, found: re.Match, others: list[str], named: list[str]) -> bool:
-    """Whether another one of the class would be as true, or no word there.
-
-    So it is in a negated sentence, where several are right, and of the one thing that the prompt asks about: with
-    another the answer is one to another question.
-    """
+def _is_as_true(answer: Answer, found: re.Match, others: list[str]) -> bool:
+    """Whether another one of the class would be as true, or no word: in a negated sentence, where several are right."""
     is_no_name = _NO_NAME.match(answer.text, found.end()) or (
         found[0].islower() and _AS_VERB.search(answer.before(found.start()))
     )
     also_right = any(other in others for text in answer.others for other in WORD.findall(text))
-    is_topic = not named and re.search(rf"\b{found[0]}\b", answer.prompt)
-    return bool(is_no_name or is_topic) or also_right or answer.is_negated(found.start())
+    return bool(is_no_name) or also_right or answer.is_negated(found.start())
 
 
 def opposite_edits(answer: Answer, draw: Random) -> Iterator[Edit]:

@@ -28,7 +28,8 @@ _HEDGED = re.compile(
     r"\b(?:may|might|could|perhaps|maybe|sometimes|only|also|both|either|probably|would|let|few|little|rarely|seldom)\b",
     re.IGNORECASE,
 )
-_UNCOUNTED = {"evidence", "information", "proof", "research", "doubt", "data", "money", "water", "truth", "support"}
+_UNCOUNTED = {"evidence", "information", "proof", "research", "doubt", "data", "money", "water", "truth", "support",
+              "knowledge", "experience"}  # fmt: skip
 _PLURAL_NEXT = re.compile(r"\s+\w+\s+(?!(?:is|was|has|does|as|its|his|this|besides)\b)\w+[^s\W]s\b")  # special powers
 _ANY = re.compile(r"\bany(?=\b|thing\b|one\b|body\b|where\b)")
 _HANGS_ON_IT = re.compile(r"\b(?:ever|yet|at all|anymore|even|much)\b", re.IGNORECASE)

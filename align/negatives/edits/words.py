@@ -18,7 +18,7 @@ possible impossible | true false | correct incorrect | likely unlikely | necessa
 positive negative | inner outer | internal external | inside outside | above below | before after | northern southern
 eastern western | north south | east west | top bottom | minimum maximum | attract repel | attracts repels
 expand contract | expands contracts | rises falls | rising falling | gains loses | gained lost | bought sold | win lose
-wins loses | won lost | full empty | wet dry | alive dead
+wins loses | full empty | wet dry | alive dead
 renewable nonrenewable | predator prey | predators prey | producers consumers | producer consumer
 conductor insulator | conductors insulators | metals nonmetals | metal nonmetal | dominant recessive
 inherited learned | visible invisible | permanent temporary
