@@ -45,7 +45,7 @@ def text_of(name: str, model: Path, output: Path) -> str:
     text = RECIPE.format(name=name, model=model, rows=rows, output=output)
     if "behavior" in needs:
         text += "reference: {behavior: adapter_off}\n"
-    if "teacher" in needs:  # what an untrained model would say next: any word of any text
+    if "teacher" in needs:  # the policy as it began: it is pushed away from all that it would say
         text += f"reference: {{teacher: {model}}}\n"
     return text + ("sampling: {k: 2, max_new_tokens: 24}\n" if "samples" in needs else "")
 
