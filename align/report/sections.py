@@ -97,7 +97,8 @@ def measures(facts: Facts) -> str:
     parts = [f"<h3>{text(name)}</h3>{tables.measure(one)}" for name, one in found.items()]
     made = facts.evaluations.get("made")
     if parts and isinstance(made, dict):
-        parts.append(fact_list((name, number(value)) for name, value in made.items()))
+        told = fact_list((name.replace("_", " "), number(value)) for name, value in made.items())
+        parts.append(f"<h3>How they were made</h3>{told}")
     return section("measures", "Measures of align evaluate", *parts)
 
 
