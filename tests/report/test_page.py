@@ -209,6 +209,22 @@ def test_a_print_out_fits_the_page_and_breaks_no_number(browser, tmp_path):
         assert browser.evaluate(broken) == 0, file.name
 
 
+def test_a_line_that_is_alone_says_what_it_is(tmp_path):
+    """A metric that one of two runs has, and the only role of a run."""
+    one, other = worlds.make(tmp_path / "one"), worlds.make(tmp_path / "other")
+    lines = [json.loads(line) for line in (one / "metrics.jsonl").read_text().splitlines()]
+    lines = [{k: v for k, v in line.items() if k not in ("logps/positive", "logps/sample")} for line in lines]
+    lines = [line | {"margin": line["step"] / 2, "guard/positive": line["step"] / 3} for line in lines]
+    (one / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shared = {
+        plot.title: plot for plot in curves.shared_plots([("one", facts.read(one)), ("other", facts.read(other))])
+    }
+    assert "guard: positive" in shared and "Log-probs by role: negative" in shared
+    assert '<ul class="legend"><li>' in shared["margin"].figure() and "</svg>one</li>" in shared["margin"].figure()
+    own = {plot.title: plot.figure() for plot in curves.main_plots(facts.read(one))}
+    assert "</svg>negative</li>" in own["Log-probs by role"] and 'class="legend"' not in own["Loss"]
+
+
 def test_many_held_out_sets_are_drawn_in_parts(tmp_path):
     """No plot has two lines that look the same."""
     run = worlds.make(tmp_path / "run")
