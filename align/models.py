@@ -129,6 +129,7 @@ def add_adapter(
 def load_adapters(model: PreTrainedModel, folders: dict[str, Path]) -> PreTrainedModel:
     """The model with saved adapters, name -> folder, all active, frozen. Raises UserError if one cannot be loaded."""
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     policy = model
     for name, folder in folders.items():
@@ -139,7 +140,7 @@ def load_adapters(model: PreTrainedModel, folders: dict[str, Path]) -> PreTraine
                 policy.load_adapter(str(folder), name)
             else:
                 policy = PeftModel.from_pretrained(policy, str(folder), adapter_name=name)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             what = f"cannot be loaded onto this base: {shorten(error, 160)}"
             raise UserError(shorten(str(folder), 160), what, "name the model that it was trained on") from None
     policy.base_model.set_adapter(list(folders), inference_mode=True)
@@ -222,9 +223,11 @@ def fetch_embedded() -> Path:
 
 @contextlib.contextmanager
 def _load_errors(path: str):
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = shorten(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 160)
         fix = "check the name and the network, or give a folder" if "/" in path else "check the folder"
         raise UserError("model.path", f"{shorten(path)} cannot be loaded: {reason}", fix) from None

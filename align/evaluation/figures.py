@@ -84,7 +84,7 @@ def table(metrics: Mapping[str, Mapping[str, dict]]) -> str:
     return "\n".join(lines)
 
 
-_WIDTHS = (44, 28, 15, 28, 29, 1)
+_WIDTHS = (44, 28, 24, 28, 29, 1)
 _TITLES = ("95 % intervals", "base", "model", "value", "change against the base", "p")
 HEADER = "  " + "".join(f"{title:<{width}}" for title, width in zip(_TITLES, _WIDTHS, strict=True))
 
@@ -93,8 +93,6 @@ def _measured(statistic: Statistic, groups: Groups) -> tuple[float, np.ndarray]:
     """(the value, (R,) that of resamples)."""
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(statistic(*(columns.mean(0) for columns in groups)))
-        if min(map(len, groups)) < 2:  # resamples of one row are all the same: that is no certainty
-            return value, np.full(1, math.nan)
         return value, statistic(*(resampled(columns, seed=seed) for seed, columns in enumerate(groups)))
 
 

@@ -87,9 +87,12 @@ def _counts(count: int, seed: int) -> np.ndarray:
 
 
 def percentiles(draws: np.ndarray) -> tuple[float, float]:
-    """(low, high), 95 %, of a statistic in resamples; those in which it is undefined (nan) say nothing."""
+    """(low, high), 95 %, of a statistic in resamples; those in which it is undefined (nan) say nothing.
+
+    Both nan where the resamples are all the same: rows that do not differ say nothing of those that were not drawn.
+    """
     defined = draws[~np.isnan(draws)]
-    if not len(defined):
+    if not len(defined) or np.ptp(defined) <= 1e-12 * (1 + np.abs(defined).max()):
         return math.nan, math.nan
     low, high = np.quantile(defined, [0.025, 0.975])
     return float(low), float(high)

@@ -69,7 +69,7 @@ def _run(subject: Subject, name: str, tasks: list[str], manager, most: int | Non
             return simple_evaluate(
                 model=loaded, tasks=tasks, task_manager=manager, limit=most, log_samples=True, bootstrap_iters=0
             )
-        except (OSError, ValueError) as error:  # its data cannot be had, for one
+        except Exception as error:  # whatever a task's own code and data, or the harness with them, come to
             what, fix = f"the harness stops: {shorten(error, 160)}", "mend the task, or fetch its data before"
             raise UserError("--lm-eval", what, fix) from error
 
@@ -84,7 +84,7 @@ def _metrics(task: str, found: dict[str, dict]) -> dict[str, dict]:
             continue
         values = {name: _of_documents(own["samples"][task], metric, kept) for name, own in found.items()}
         if all(_is_mean(values[name], results[name][key]) for name in results):
-            metrics[f"{metric} ({kept})"] = figures.means(values)
+            metrics[f"{metric} ({kept})"] = figures.portions(values)
         else:
             metrics[f"{metric} ({kept})"] = {
                 name: {"value": float(own[key]), "interval": [None, None]} for name, own in results.items()

@@ -98,7 +98,7 @@ def _of_setting(probe: Probe, options: Options) -> dict[str, dict]:
             }
         ),
         "precision of yes": figures.figures(_precision, groups),
-        "recall of yes": figures.figures(lambda yes, no: yes[..., 0], groups),
+        "recall of yes": figures.shares({name: own[is_yes] == 0 for name, own in choices.items()}),
         "said yes": figures.shares({name: own == 0 for name, own in choices.items()}),
         "accuracy": figures.shares({name: own == np.where(is_yes, 0, 1) for name, own in choices.items()}),
     }

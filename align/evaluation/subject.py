@@ -59,7 +59,8 @@ def load(run: str | Path, weights: Path | None = None, *, is_whole: bool = False
     folder, is_final = RunFolder(run), weights is None
     weights = weights or folder.weights
     recipe = folder.resolved()
-    model, in_bf16 = _model(recipe["model"]), precision.choose(recipe["train"]["precision"]).name == precision.BF16
+    model = _model(recipe["model"], folder.recipe)
+    in_bf16 = precision.choose(recipe["train"]["precision"]).name == precision.BF16
     shared = {"name": str(weights), "max_length": recipe["data"]["max_length"], "in_bf16": in_bf16}
     if find_heads(weights):
         found = _heads(weights, model, recipe["train"]["precision"], shared)
@@ -88,9 +89,13 @@ def weights_hash(run: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _model(given: dict) -> Model:
-    adapter = given.pop("adapter")
-    return Model(**given, adapter=adapter and Adapter(**adapter))
+def _model(given: dict, where: Path) -> Model:
+    adapter = given.get("adapter")
+    try:
+        return Model(**{**given, "adapter": adapter and Adapter(**adapter)})
+    except TypeError as error:
+        what = f"model is not as this version writes it: {shorten(error)}"
+        raise UserError(shorten(str(where), 160), what, "mend it, or use the version that wrote it") from None
 
 
 def _check_base(folder: RunFolder, model: Model, found: Subject) -> None:

@@ -24,7 +24,7 @@ from align.data.steps import Steps
 from align.job.policy import weights_type, with_adapters
 from align.planning import sharding
 from align.planning.sharding import FP32, Weights, Zero
-from align.planning.tracing import ACTIVATIONS, GRADIENTS, HEAD, EmptyModel, LiveBytes
+from align.planning.tracing import ACTIVATIONS, GRADIENTS, HEAD, EmptyModel, LiveBytes, stand_in
 from align.planning.volume import Volume
 from align.recipe import Recipe
 from align.reference import ADAPTER_OFF, FROZEN
@@ -91,6 +91,7 @@ class Footprint:
         self.recipe, self.setting, self.process = recipe, setting, process
         self.objective = recipe.build_objective()
         policy = with_adapters(recipe, models.empty_model(recipe.model, dtype=weights_type(recipe, setting.bf16)))
+        policy.to("meta")  # of several adapters all but the first are made on the CPU
         self.weights = weights_of(policy)
         if setting.bf16 and setting.zero.stage:
             policy.to(torch.bfloat16)
@@ -106,6 +107,7 @@ class Footprint:
         optimiser = sharding.OPTIMISER_BYTES.get(self.recipe.train.hf.get("optim", "adamw_torch"), 8)
         lasting = sharding.states(self.weights, setting.zero, setting.ranks, bf16=bf16, optimiser=optimiser)
         lasting["reference"] = sum(self._reference(name) for name in self._references())
+        lasting["teacher"] = self._reference(FROZEN) if "teacher" in self.objective.needs else 0
         lasting["running means"] = self.weights.trained * FP32 * len(getattr(self.objective, "ema_decays", ()))
         batch = _largest_held_out(held_out, steps)
         if setting.device == CPU:  # of a GPU's run they lie in host memory
@@ -121,7 +123,8 @@ class Footprint:
     def _training(self, volume: Volume, steps: Steps, lasting: dict[str, int]) -> dict[str, int]:
         """Of the largest micro-batch. Gradients are counted as lasting: nothing is left of them where less is alive."""
         accumulates, found = volume.most_micro_batches > 1, []
-        scorer = Scorer(self.objective, None, None, self.recipe.train.seed)
+        teacher = stand_in(self.objective, self.model.policy)
+        scorer = Scorer(self.objective, None, None, self.recipe.train.seed, teacher)
         for one in volume.heaviest():
             live = self.model.train(steps.collate(list(one.rows), one.recompute), scorer, accumulates=accumulates)
             found.append(self._passing(live, lasting["gradients"]))

@@ -14,6 +14,7 @@ from align.data.layout import ALL, CHEAP, NONE
 from align.data.steps import Steps
 from align.generation import draw
 from align.objectives import Objective
+from align.planning.tracing import stand_in
 from align.planning.volume import Dealt, Volume
 from align.recipe import Recipe
 from align.scoring.logprobs import response_logps
@@ -46,7 +47,8 @@ def take_time(
     recipe: Recipe, policy: nn.Module, args: TrainingArguments, objective: Objective, steps: Steps, volume: Volume
 ) -> Timing:
     """Forward and backward passes of micro-batches of all sizes, and an optimiser step that nothing keeps."""
-    timing, scorer = Timing(args.device.type), Scorer(objective, None, None, recipe.train.seed)
+    timing = Timing(args.device.type)
+    scorer = Scorer(objective, None, None, recipe.train.seed, stand_in(objective, policy))
     smallest, *chosen = _spread(volume.micro_batches)
 
     def train(batch) -> None:

@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_map_only
 
 from align.data.collate import MicroBatch
 from align.evaluation.heldout import tell
+from align.objectives import Objective
+from align.reference.teacher import Teacher
 from align.scoring.head import causal_lm, kl_divergence, read_logits
 from align.scoring.logprobs import hidden_states
 from align.view import Scorer
@@ -106,6 +108,11 @@ def as_fake(model: nn.Module, fake: FakeTensorMode) -> None:
                 held[name] = made[id(tensor)]
 
 
+def stand_in(objective: Objective, policy: nn.Module) -> Teacher | None:
+    """Where the objective reads a negative teacher, one of the policy's size: the policy itself."""
+    return Teacher(policy) if "teacher" in objective.needs else None
+
+
 class EmptyModel:
     """A policy without values, on which the real scoring code runs to tell how much memory it takes."""
 
@@ -158,8 +165,9 @@ def _parts_of_a_pass(policy: nn.Module, live: LiveBytes) -> Iterator[None]:
     """Tells the head's tensors from the backbone's, and gradients from both, while passes are made."""
 
     def enter_head(module: nn.Module, args: tuple, output: tuple) -> None:
-        live.part = HEAD
-        output[0].register_hook(leave_head)
+        if output[0].requires_grad:  # not a teacher's
+            live.part = HEAD
+            output[0].register_hook(leave_head)
 
     def leave_head(grad: Tensor) -> None:
         live.part = ACTIVATIONS

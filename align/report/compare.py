@@ -146,12 +146,13 @@ def _answers(runs: Runs) -> list[str]:
 
 
 def _measures(runs: Runs) -> list[str]:
-    """Each measure with the runs as the first level of its rows."""
+    """Each measure of the runs that have it."""
     names = dict.fromkeys(name for _, facts in runs for name in facts.evaluations.get("measures", {}))
     parts = []
     for name in names:
         each = {label: facts.evaluations.get("measures", {}).get(name) for label, facts in runs}
-        parts.append(f"<h3>{text(name)}</h3>{tables.measure({k: v for k, v in each.items() if v is not None})}")
+        found = {label: one for label, one in each.items() if one is not None}
+        parts.append(f"<h3>{tables.spelt_measure(name)}</h3>{tables.measure_of_runs(found)}")
     return parts
 
 

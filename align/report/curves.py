@@ -84,7 +84,7 @@ def held_out_plots(facts: Facts) -> list[Plot]:
                 styles = zip(some, _styles(roles[one] for one in some), strict=True)
                 lines = [Line(one, style, np.array(points[one], float)) for one, style in styles]
                 named = name if len(points) <= STYLES else f"{name}, part {number}"
-                plots.append(Plot(named, NATS, lines, facts.metrics.last_step, flags(facts)))
+                plots.append(Plot(named, NATS, lines, facts.metrics.last_step, flags(facts), is_named=True))
     return plots
 
 
@@ -114,8 +114,9 @@ def shared_plots(runs: list[tuple[str, Facts]]) -> list[Plot]:
             if (series := facts.metrics.by_name.get(name)) is not None and series.count
         ]
         head, unit = title(name)
-        role = name.partition("/")[2]
-        plots.append(Plot(f"{head}: {role}" if role in ROLES else head, unit, lines, last))
+        group, _, role = name.partition("/")
+        named = f"{head}: {role}" if group in _GROUPS and role in ROLES else head
+        plots.append(Plot(named, unit, lines, last, is_named=True))
     return plots
 
 
@@ -123,7 +124,8 @@ def _of(facts: Facts, names: list[str], named: dict[str, Series] | Series) -> Pl
     series = named if isinstance(named, dict) else {names[0]: named}
     lines = [Line(_label(name), _style(name), series[name].points()) for name in names]
     head, unit = title(names[0])
-    return Plot(head, unit, lines, facts.metrics.last_step, flags(facts))
+    is_named = any(line.label in ROLES for line in lines)
+    return Plot(head, unit, lines, facts.metrics.last_step, flags(facts), is_named)
 
 
 def _each(facts: Facts) -> Iterator[tuple[str, Series]]:

@@ -47,6 +47,9 @@ function leave(plot) {
   for (const other of plots) for (const name of ["x1", "x2"]) other.cursor.setAttribute(name, -9);
 }
 
+// What is folded up on a screen cannot be unfolded on paper.
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
+
 for (const plot of plots) {
   plot.svg.addEventListener("pointermove", (event) => {
     const box = plot.svg.getBoundingClientRect(), [low, high, start, end] = plot.data.x;

@@ -53,19 +53,21 @@ class Flag:
 
 @dataclass(frozen=True)
 class Plot:
-    """`unit` is part of the title; steps go from 0 to `last_step`."""
+    """`unit` is part of the title; steps go from 0 to `last_step`. `is_named`: the title tells not what a line is."""
 
     title: str
     unit: str
     lines: Sequence[Line]
     last_step: int
     flags: Sequence[Flag] = ()
+    is_named: bool = False
 
     def figure(self) -> str:
         """The plot with title, legend and a line that reads values out."""
         x, y = self._scales()
         unit = ", ".join(filter(None, (self.unit, "logarithmic" if y.is_log else "")))
-        legend = f'<ul class="legend">{"".join(map(_legend, self.lines))}</ul>' if len(self.lines) > 1 else ""
+        has_legend = self.is_named or len(self.lines) > 1
+        legend = f'<ul class="legend">{"".join(map(_legend, self.lines))}</ul>' if has_legend else ""
         says = f"{self.title}, {self.unit}: " + "; ".join(_said(line) for line in self.lines)
         title = f"<figcaption><b>{text(self.title)}</b> <small>{text(unit)}</small></figcaption>"
         phases = [index / len(self.lines) for index in range(len(self.lines))] if len(self.lines) > 1 else [None]

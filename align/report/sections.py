@@ -94,10 +94,11 @@ def guard(facts: Facts) -> str:
 def measures(facts: Facts) -> str:
     """What `align evaluate` has found."""
     found = facts.evaluations.get("measures") or {}
-    parts = [f"<h3>{text(name)}</h3>{tables.measure(one)}" for name, one in found.items()]
+    parts = [f"<h3>{tables.spelt_measure(name)}</h3>{tables.measure(one)}" for name, one in found.items()]
     made = facts.evaluations.get("made")
     if parts and isinstance(made, dict):
-        parts.append(fact_list((name, number(value)) for name, value in made.items()))
+        told = fact_list((name.replace("_", " "), number(value)) for name, value in made.items())
+        parts.append(f"<h3>How they were made</h3>{told}")
     return section("measures", "Measures of align evaluate", *parts)
 
 

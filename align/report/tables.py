@@ -14,6 +14,7 @@ HELD_OUT_NOTE = (
     "of plots: 95 % intervals over prompts."
 )
 _INTERVAL = "interval"
+FOLDED = 24  # most rows of a table that is not folded up
 
 
 def before_after(facts: Facts) -> str:
@@ -55,12 +56,31 @@ def measure(found: object) -> str:
     """
     if not isinstance(found, dict):
         return markup.facts([("value", _plain(found))])
+    found = {name: value for name, value in found.items() if name not in ("measure", "data")}  # its heading says them
     parts = [_own(found)]
     for name, value in sorted(found.items(), key=lambda item: item[0] != "metrics"):
         if _is_part(value):
-            title = "" if name == "metrics" else f'<p class="note">{text(name.replace("_", " "))}</p>'
+            title = "" if name == "metrics" else f'<p class="note">{_spelt(name)}</p>'
             parts.append(title + (_part(value) if isinstance(value, dict) else _texts(value)))
     return "\n".join(filter(None, parts))
+
+
+def spelt_measure(name: str) -> str:
+    """The heading of a measure: its name, and what it was measured on."""
+    measured, colon, data = name.partition(": ")
+    return text(f"{measured.replace('_', ' ')}{colon}{data}")
+
+
+def measure_of_runs(each: dict[str, dict]) -> str:
+    """The same measure of several runs, each under its label: their metrics side by side."""
+    used = {label: one["rows"]["rows_used"] for label, one in each.items() if "rows" in one}
+    names = dict.fromkeys(name for one in each.values() for name in one.get("metrics", {}))
+    metrics = {
+        name: {label: one["metrics"][name] for label, one in each.items() if name in one.get("metrics", {})}
+        for name in names
+    }
+    others = {label: one for label, one in each.items() if "metrics" not in one}
+    return measure(({"metrics": metrics} if metrics else {}) | ({"rows_used": used} if used else {}) | others)
 
 
 def _is_part(value: object) -> bool:
@@ -71,7 +91,7 @@ def _is_part(value: object) -> bool:
 def _own(found: dict) -> str:
     """What a dictionary says itself, beside the parts in it."""
     cells = _cells({name: value for name, value in found.items() if not _is_part(value)})
-    return markup.facts(cells.items()) if cells else ""
+    return markup.facts((name.replace("_", " "), cell) for name, cell in cells.items()) if cells else ""
 
 
 def _part(found: dict) -> str:
@@ -84,14 +104,22 @@ def _part(found: dict) -> str:
         [*(text(key) for key in path), *[""] * (depth - len(path)), *(cells.get(name, "") for name in columns)]
         for path, cells in rows
     ]
-    return _own(found) + markup.table([""] * depth + [text(name) for name in columns], body)
+    table = markup.table([""] * depth + list(map(_spelt, columns)), body)
+    if len(body) > FOLDED:
+        table = f"<details><summary>{len(body)} rows</summary>{table}</details>"
+    return _own(found) + table
 
 
 def _texts(found: list[dict]) -> str:
     """Answers, say: a row for each dictionary, a column for each of their keys."""
     columns = list(dict.fromkeys(name for one in found for name in one))
     rows = [[f'<p class="text">{passage(one.get(name, ""))}</p>' for name in columns] for one in found]
-    return markup.table([text(name) for name in columns], rows)
+    return markup.table(list(map(_spelt, columns)), rows)
+
+
+def _spelt(name: str) -> str:
+    """The name of a key as a heading, which may be broken over lines."""
+    return text(name.replace("_", " "))
 
 
 def _rows(found: dict, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
@@ -123,7 +151,7 @@ def _plain(value: object) -> str:
     if _is_interval(value):
         return markup.interval(value)
     if isinstance(value, list):
-        return text(", ".join(map(str, value)))
+        return text(", ".join(map(str, value)) or "none")
     return number(value)
 
 

@@ -214,6 +214,12 @@ def test_nats_policy_is_asked_behind_its_prompt(tiny_model, uneven_rows, tmp_pat
 def test_mistakes_are_one_line(heads, uneven_rows, tmp_path):
     wrong, damaged, strange = tmp_path / "wrong.jsonl", tmp_path / "damaged", tmp_path / "strange"
     wrong.write_text('{"prompt": "Why?", "negatives": ["So."]}\n')
+    cut_off, other = tmp_path / "cut-off", tmp_path / "other"
+    for folder in (cut_off, other):
+        shutil.copytree(heads, folder)
+    (cut_off / "final" / "positive" / "adapter_model.safetensors").write_bytes(b"12")
+    recipe_text = (other / "recipe.yaml").read_text()
+    (other / "recipe.yaml").write_text(recipe_text.replace("trust_remote_code", "of_another_version"))
     for folder, file in ((damaged, "evaluations.json"), (strange, "recipe.yaml")):
         shutil.copytree(heads, folder)
         (folder / file).write_text("[")
@@ -241,6 +247,8 @@ def test_mistakes_are_one_line(heads, uneven_rows, tmp_path):
         ([heads, tmp_path, "--data", uneven_rows], f"{tmp_path}: is no finished run"),
         ([damaged, "--data", uneven_rows], "evaluations.json: is damaged"),
         ([strange, "--data", uneven_rows], "recipe.yaml: is no recipe as a run writes it"),
+        ([cut_off, "--data", uneven_rows], "cannot be loaded onto this base"),
+        ([other, "--data", uneven_rows], "recipe.yaml: model is not as this version writes it"),
     ):
         with pytest.raises(UserError) as error:
             cli.run(["evaluate", *map(str, arguments)])

@@ -73,5 +73,9 @@ def test_a_local_task(folder, documents):
     assert figures["policy"]["change"] == pytest.approx((sum(wins["policy"]) - sum(wins["base"])) / 12)
     few = lm_eval_bridge.evaluate(subject, ["local_colours"], str(folder), 5)["local_colours"]
     assert few["documents"] == 5
+    (folder / "broken.yaml").write_text(f"task: broken\ndataset_path: json\ndataset_kwargs: {{data_files: {folder}}}\n")
+    with pytest.raises(UserError, match="the harness stops") as error:
+        lm_eval_bridge.evaluate(subject, ["broken"], str(folder), None)
+    assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="there is no task local_colour"):
         lm_eval_bridge.evaluate(subject, ["local_colour"], str(folder), None)

@@ -46,6 +46,18 @@ def test_it_tells_and_leaves_nothing_behind(recipe):
     assert not list(Path(commands.own_cache()).glob("reference*"))
 
 
+@pytest.mark.parametrize("probe", ["--no-probe", "--probe"])
+@pytest.mark.parametrize("name", ["likra", "negative_distillation", "adaptive_dpo", "kto"])
+def test_objectives_with_more_models_than_one(name, probe, capsys, tiny_model, uneven_rows, root):
+    """Two adapters, a teacher, running means, mismatched prompts."""
+    words = (f"model.path={tiny_model}", f"data.sources=[{uneven_rows}]", "eval.sources=[]", "train.max_steps=2")
+    found = planned(capsys, root / "recipes" / f"{name}.yaml", *words, probe)
+    parts = found["memory"]["parts_bytes"]
+    assert found["parameters"]["trained"] and parts["activations"] > 0
+    assert ("teacher" in parts) == (name == "negative_distillation")
+    assert (found["seconds"] is None) == (probe == "--no-probe")
+
+
 @pytest.mark.slow
 def test_it_counts_what_the_run_then_does(recipe, capsys, tmp_path):
     found = planned(capsys, recipe, "--no-probe")

@@ -193,6 +193,38 @@ def test_labels_lie_inside_their_plot_and_not_on_each_other(browser, tmp_path, w
     assert (outside, covered) == ([], [])
 
 
+@needs_browser
+def test_a_print_out_fits_the_page_and_breaks_no_number(browser, tmp_path):
+    """A4, also of eight runs side by side; what is folded up is printed, too."""
+    runs = [worlds.make(tmp_path / f"a-run-with-a-long-name-{number}", seed=number) for number in range(8)]
+    several = tmp_path / "several.html"
+    several.write_text(compare.of_runs(compare.labelled([facts.read(run) for run in runs])), encoding="utf-8")
+    for file in (written(runs[0]), several):
+        browser.look(width=794, media="print")
+        browser.open(file)
+        browser.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert browser.evaluate("[...document.querySelectorAll('details')].every((one) => one.open)")
+        assert browser.evaluate("document.documentElement.scrollWidth") <= 794, file.name
+        broken = "[...document.querySelectorAll('td data')].filter((one) => one.getClientRects().length > 1).length"
+        assert browser.evaluate(broken) == 0, file.name
+
+
+def test_a_line_that_is_alone_says_what_it_is(tmp_path):
+    """A metric that one of two runs has, and the only role of a run."""
+    one, other = worlds.make(tmp_path / "one"), worlds.make(tmp_path / "other")
+    lines = [json.loads(line) for line in (one / "metrics.jsonl").read_text().splitlines()]
+    lines = [{k: v for k, v in line.items() if k not in ("logps/positive", "logps/sample")} for line in lines]
+    lines = [line | {"margin": line["step"] / 2, "guard/positive": line["step"] / 3} for line in lines]
+    (one / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shared = {
+        plot.title: plot for plot in curves.shared_plots([("one", facts.read(one)), ("other", facts.read(other))])
+    }
+    assert "guard: positive" in shared and "Log-probs by role: negative" in shared
+    assert '<ul class="legend"><li>' in shared["margin"].figure() and "</svg>one</li>" in shared["margin"].figure()
+    own = {plot.title: plot.figure() for plot in curves.main_plots(facts.read(one))}
+    assert "</svg>negative</li>" in own["Log-probs by role"] and 'class="legend"' not in own["Loss"]
+
+
 def test_many_held_out_sets_are_drawn_in_parts(tmp_path):
     """No plot has two lines that look the same."""
     run = worlds.make(tmp_path / "run")

@@ -47,7 +47,29 @@ def test_each_part_of_a_measure_is_a_table_of_its_own():
     assert cells(html) == [
         ["", "", "value"], ["right to wrong", "policy", "0.2500 (0.1000 to 0.5000)"],
         ["", "", "count", "first"], ["dropped", "broken", "1", "rows.jsonl:3, rows.jsonl:4"],
-        ["", "", "questions", "right_to_wrong"], ["by sum", "policy", "9", "2"], ["per token", "policy", "9", "2"],
+        ["", "", "questions", "right to wrong"], ["by sum", "policy", "9", "2"], ["per token", "policy", "9", "2"],
         ["model", "prompt", "answer"], ["base", "Why?", "I &lt;b&gt;cannot&lt;/b&gt; [help]"],
     ]  # fmt: skip
-    assert "<dt>rows_read</dt>" in html and '<p class="note">refusals</p>' in html and "{" not in html
+    assert "<dt>rows read</dt>" in html and "<dt>measure</dt>" not in html
+    assert '<p class="note">refusals</p>' in html and "{" not in html
+
+
+def test_a_measure_of_several_runs_has_a_row_for_each_model_of_each():
+    def found(value: float) -> dict:
+        return {"rows": {"rows_read": 9, "rows_used": 8, "dropped": {}}, "flips": {"by sum": {"policy": {"p": 1.0}}},
+                "metrics": {"pass@1": {"base": {"value": 0.5}, "policy": {"value": value}}}}  # fmt: skip
+
+    html = tables.measure_of_runs({"one": found(0.25), "other": found(0.75)})
+    assert cells(html) == [
+        ["", "", "", "value"],
+        ["pass@1", "one", "base", "0.5000"], ["pass@1", "one", "policy", "0.2500"],
+        ["pass@1", "other", "base", "0.5000"], ["pass@1", "other", "policy", "0.7500"],
+    ]  # fmt: skip
+    assert "rows used" in html and "<dt>other</dt>" in html
+    assert "<dt>accuracy</dt>" in tables.measure_of_runs({"one": {"accuracy": 0.5}})
+
+
+def test_long_tables_are_folded_up():
+    metrics = {f"metric {n}": {"policy": {"value": 0.5}} for n in range(tables.FOLDED)}
+    assert "<details>" not in tables.measure({"metrics": metrics})
+    assert "<details><summary>25 rows</summary>" in tables.measure({"metrics": metrics | {"one": {"a": {"value": 1}}}})

@@ -141,6 +141,34 @@ def evaluations(bad: str = "") -> dict:
                 "unit": "share",
                 "metrics": {"by sum": models},
             },
+            "flips: rows.jsonl": {
+                "measure": "flips",
+                "data": "rows.jsonl",
+                "rows": {
+                    "rows_read": 61,
+                    "rows_used": 60,
+                    "dropped": {f"broken{bad}": {"count": 1, "first": [f"rows.jsonl:7: {'no text ' * 20}{bad}"]}},
+                },
+                "metrics": {"right to wrong, by sum": {f"policy{bad}": {"value": 0.05, "interval": [0.02, 0.14]}}},
+                "flips": {
+                    how: {
+                        f"policy{bad}": {
+                            "questions": 60,
+                            "right_to_right": 31,
+                            "right_to_wrong": 3,
+                            "wrong_to_right": 6,
+                            "wrong_to_wrong": 20,
+                            "negative_flip_rate": 0.05,
+                            "positive_flip_rate": 0.1,
+                            "of_wrong_after": 0.130435,
+                            "p": 0.5078125,
+                        }
+                    }
+                    for how in ("by sum", "per token")
+                },
+                "refusals": [{"model": "base", "prompt": f"Why is the sky blue?{bad}", "answer": f"I cannot.{bad}"}],
+                "data_sha256": "ab" * 32,
+            },
             "multiple_choice": {"chance": 0.25, "policy": {"accuracy": 0.4, "interval": [0.3, 0.5], "undefined": None}},
         },
     }
