@@ -11,10 +11,6 @@ is finished in the folder is not run again. Writes rows, runs, results.json, cur
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import random
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,14 +21,14 @@ if __name__ == "__main__":  # run as a file: the project on the path in place of
 import numpy as np
 
 from align import processor
-from align.data.examples import Example, to_row
+from align.data.examples import Example
 from align.data.ledger import Ledger
 from align.evaluation import curve, multiple_choice, subject
 from align.evaluation.multiple_choice import PER_TOKEN, SUM, Options
 from align.negatives import controls
-from align.run import RunFolder, write_json, write_text
+from align.run import write_json
+from benchmarks import study
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARES = {"train": 0.60, "tune": 0.15, "test": 0.25}
 GRID = tuple(round(0.1 * tenth, 1) for tenth in range(11))
 
@@ -67,29 +63,16 @@ def main() -> None:
 
 
 def split(paths: Sequence[str], most: dict[str, int]) -> dict[str, list[Example]]:
-    """The questions of some files by SHARES; the same prompt is in the same part whatever the files."""
-    found: dict[str, list[Example]] = {name: [] for name in SHARES}
-    for example in (example for path in paths for example in multiple_choice.questions(path, Ledger())):
-        place = int.from_bytes(hashlib.sha256(b"likra" + example.key.encode()).digest()[:8], "big") / 2**64
-        name = "train" if place < SHARES["train"] else "tune" if place < 1 - SHARES["test"] else "test"
-        found[name].append(example)
-    for name, examples in found.items():
-        random.Random(0).shuffle(examples)
-        found[name] = examples[: most[name]]
-    return found
+    """The questions of some files by SHARES, at most so many."""
+    read = (example for path in paths for example in multiple_choice.questions(path, Ledger()))
+    return {name: group[: most[name]] for name, group in study.split(read, SHARES, "likra").items()}
 
 
 def train(out: Path, name: str, examples: Sequence[Example], heads: str, seed: int, overrides: Sequence[str]) -> None:
     """One run of the recipe, in a process of its own; nothing if it is finished."""
-    if RunFolder(out / name).finished():
-        return
-    rows = out / "rows" / f"{name}.jsonl"
-    write_text(rows, "".join(json.dumps(to_row(example), ensure_ascii=False) + "\n" for example in examples))
-    settings = [f"data.sources=[{rows}]", f"objective.heads={heads}", f"train.seed={seed}", f"output={out / name}"]
-    settings += ["eval.sources=[]", "eval.holdout=0", "eval.generate=0", "train.snapshots=true", "train.resume=true"]
-    subprocess.run(
-        [sys.executable, "align/train.py", "recipes/likra.yaml", *settings, *overrides], cwd=ROOT, check=True
-    )
+    rows = study.write_rows(out / "rows" / f"{name}.jsonl", examples)
+    settings = [f"data.sources=[{rows}]", f"objective.heads={heads}", f"train.seed={seed}", "train.snapshots=true"]
+    study.train("recipes/likra.yaml", out / name, *settings, *overrides)
 
 
 def measure(out: Path, parts: dict[str, list[Example]], seeds: int) -> dict:

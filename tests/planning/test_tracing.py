@@ -66,15 +66,15 @@ def allocated(model, batch: MicroBatch, name: str) -> int:
 @pytest.mark.parametrize("mode", [NONE, CHEAP, ALL])
 @pytest.mark.parametrize(("rank", "layout"), [(None, PACKED), (8, PACKED), (None, PADDED)])
 def test_the_peak_is_the_allocators(rank, layout, mode):
-    _compare(rank, layout, mode, "dpo")
+    assert_peak_is_the_allocators(rank, layout, mode, "dpo")
 
 
 @pytest.mark.parametrize("name", ["cringe", "unlikelihood", "nsr"])
 def test_the_peak_with_what_else_is_read_off_the_logits(name):
-    _compare(None, PACKED, NONE, name)
+    assert_peak_is_the_allocators(None, PACKED, NONE, name)
 
 
-def _compare(rank: int | None, layout: str, mode: str, name: str) -> None:
+def assert_peak_is_the_allocators(rank: int | None, layout: str, mode: str, name: str) -> None:
     batch = batch_of(layout, mode)
     real = allocated(made(tiny.llama(**SIZE), rank, layout), batch, name)
     with torch.device("meta"):
