@@ -8,6 +8,7 @@ import yaml
 from align import recipe
 from align.cli import run as align
 from align.errors import UserError
+from tests.recipe_files import loaded
 
 FINE = """
 name: t
@@ -17,12 +18,6 @@ mining: {}
 objective: {name: dpo}
 output: runs/t
 """
-
-
-def load(tmp_path, *overrides: str):
-    file = tmp_path / "r.yaml"
-    file.write_text(FINE)
-    return recipe.load(file, list(overrides))
 
 
 @pytest.mark.parametrize(
@@ -55,12 +50,12 @@ def load(tmp_path, *overrides: str):
 )
 def test_mistakes_are_told(tmp_path, overrides, message):
     with pytest.raises(UserError) as error:
-        load(tmp_path, *overrides)
+        loaded(tmp_path, FINE, *overrides)
     assert message in str(error.value)
 
 
 def test_a_recipe_with_mining_is_written_out_and_read_again(tmp_path):
-    own = load(tmp_path, "mining.strategy.name=ambiguous", "mining.scores=[relevance, similarity]")
+    own = loaded(tmp_path, FINE, "mining.strategy.name=ambiguous", "mining.scores=[relevance, similarity]")
     assert own.mining.strategy == {"name": "ambiguous", "a": 1.0, "b": 0.0}
     copy = tmp_path / "copy.yaml"
     copy.write_text(own.to_yaml())
@@ -69,13 +64,13 @@ def test_a_recipe_with_mining_is_written_out_and_read_again(tmp_path):
 
 
 def test_rows_need_not_supply_the_objective_before_they_are_chosen(tmp_path):
-    assert load(tmp_path, "data.sources=[builtin:retain]", "mining.neighbours=3").mining.neighbours == 3
+    assert loaded(tmp_path, FINE, "data.sources=[builtin:retain]", "mining.neighbours=3").mining.neighbours == 3
     with pytest.raises(UserError, match="needs pairs"):
-        load(tmp_path, "data.sources=[builtin:retain]", "mining=null")
+        loaded(tmp_path, FINE, "data.sources=[builtin:retain]", "mining=null")
 
 
 def test_commands_refuse_what_is_not_theirs(tmp_path):
-    load(tmp_path)
+    loaded(tmp_path, FINE)
     with pytest.raises(UserError, match="its section mining makes rows, it does not train; align mine"):
         align(["train", str(tmp_path / "r.yaml")])
     with pytest.raises(UserError, match="has no section mining"):
@@ -84,6 +79,6 @@ def test_commands_refuse_what_is_not_theirs(tmp_path):
 
 def test_mining_runs_on_one_process(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    load(tmp_path)
+    loaded(tmp_path, FINE)
     with pytest.raises(UserError, match="tried on one process only"):
         align(["mine", str(tmp_path / "r.yaml")])

@@ -4,6 +4,7 @@ import pytest
 
 from align import recipe
 from align.errors import UserError
+from tests.recipe_files import loaded
 
 FINE = """
 name: t
@@ -12,12 +13,6 @@ data: {sources: [{path: builtin:pairs}]}
 objective: {name: simpo}
 output: runs/t
 """
-
-
-def load(tmp_path, *overrides: str):
-    file = tmp_path / "r.yaml"
-    file.write_text(FINE)
-    return recipe.load(file, list(overrides))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +54,7 @@ def load(tmp_path, *overrides: str):
 )  # fmt: skip
 def test_mistakes_are_told(tmp_path, overrides, message):
     with pytest.raises(UserError) as error:
-        load(tmp_path, *overrides)
+        loaded(tmp_path, FINE, *overrides)
     assert message in str(error.value)
 
 
@@ -72,6 +67,6 @@ def test_mistakes_are_told(tmp_path, overrides, message):
     ],
 )
 def test_what_is_sound_is_written_out_and_read_again(tmp_path, overrides):
-    own, copy = load(tmp_path, *overrides), tmp_path / "copy.yaml"
+    own, copy = loaded(tmp_path, FINE, *overrides), tmp_path / "copy.yaml"
     copy.write_text(own.to_yaml())
     assert recipe.load(copy) == own

@@ -5,6 +5,7 @@ import yaml
 
 from align import recipe
 from align.errors import UserError
+from tests.recipe_files import loaded
 
 FINE = """
 name: t
@@ -13,12 +14,6 @@ data: {sources: [{path: builtin:arithmetic}]}
 objective: {name: bcpg}
 output: runs/t
 """
-
-
-def load(tmp_path, *overrides: str):
-    file = tmp_path / "r.yaml"
-    file.write_text(FINE)
-    return recipe.load(file, list(overrides))
 
 
 @pytest.mark.parametrize(
@@ -52,12 +47,12 @@ def load(tmp_path, *overrides: str):
 )
 def test_mistakes_are_told(tmp_path, overrides, message):
     with pytest.raises(UserError) as error:
-        load(tmp_path, *overrides)
+        loaded(tmp_path, FINE, *overrides)
     assert message in str(error.value)
 
 
 def test_a_recipe_with_roll_outs_is_written_out_and_read_again(tmp_path):
-    own = load(tmp_path, "rollouts={against: [{name: nll}]}", "judges.rollout.n=2", "sampling.k=3")
+    own = loaded(tmp_path, FINE, "rollouts={against: [{name: nll}]}", "judges.rollout.n=2", "sampling.k=3")
     assert own.eval.sources[0].split == "heldout" and len(own.eval.sources) == 1  # no prompts without right answers
     copy = tmp_path / "copy.yaml"
     copy.write_text(own.to_yaml())
